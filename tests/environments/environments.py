@@ -84,11 +84,11 @@ def _make(name: str) -> None:
     count = sum("==" in line for line in pinned.read_text().splitlines())
     uv.run(f"{name}: new environment", ["venv", "--quiet", "--clear", f"--python={sys.executable}", str(VENVS / name)])
     # The file is complete, so nothing is resolved: what was tested is what is installed.
-    install = ["pip", "install", f"--python={python(name)}", "--no-deps"]
+    install = ["pip", "install", "--quiet", f"--python={python(name)}", "--no-deps"]
     uv.run(f"{name}: {count} pinned packages", [*install, *uv.torch, "-r", str(pinned)])
     editable = [f"--editable={ROOT / package}" for package in PACKAGES[name]]
     sources = f"{name}: {' and '.join(PACKAGES[name])} from this checkout"
-    uv.run(sources, [*install, "--quiet", "--no-build-isolation", *editable])
+    uv.run(sources, [*install, "--no-build-isolation", *editable])
     _stamp_file(name).write_text(_stamp(name))
     _say(f"{name}: ready after {time.monotonic() - started:.0f} s")
 
@@ -166,14 +166,15 @@ class _Uv:
 
 def _run(what: str, command: list[str], environment: dict[str, str], hint: str = "") -> None:
     _say(what)
-    started = time.monotonic()
+    started, free = time.monotonic(), shutil.disk_usage(ROOT).free
     process = subprocess.Popen(command, env=environment, cwd=ROOT)
     while True:
         try:
-            code = process.wait(timeout=15)
+            code = process.wait(timeout=5)
             break
         except subprocess.TimeoutExpired:
-            _say(f"  … {time.monotonic() - started:.0f} s")
+            written = max(0, free - shutil.disk_usage(ROOT).free) / 1e9
+            _say(f"  … {time.monotonic() - started:.0f} s, {written:.1f} GB written")
         except BaseException:
             process.terminate()
             process.wait()
