@@ -85,7 +85,10 @@ def _make(name: str) -> None:
     uv.run(f"{name}: new environment", ["venv", "--quiet", "--clear", f"--python={sys.executable}", str(VENVS / name)])
     # The file is complete, so nothing is resolved: what was tested is what is installed.
     install = ["pip", "install", "--quiet", f"--python={python(name)}", "--no-deps"]
-    uv.run(f"{name}: {count} pinned packages", [*install, *uv.torch, "-r", str(pinned)])
+    torch = [line for line in pinned.read_text().splitlines() if line.startswith("torch==")]
+    if torch and uv.torch:  # first and alone: PyTorch's index is asked for nothing else
+        uv.run(f"{name}: {torch[0]} from PyTorch's CPU index", [*install, *uv.torch, *torch])
+    uv.run(f"{name}: {count} pinned packages", [*install, "-r", str(pinned)])
     editable = [f"--editable={ROOT / package}" for package in PACKAGES[name]]
     sources = f"{name}: {' and '.join(PACKAGES[name])} from this checkout"
     uv.run(sources, [*install, "--no-build-isolation", *editable])
