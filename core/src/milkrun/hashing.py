@@ -1,0 +1,34 @@
+"""
+What makes two submits equal: one definition for client and engine.
+
+The rows count as bytes: an uploaded file as it is, inline rows as the JSON Lines that
+`row_line` writes. Name, labels, priority and the like are not compared.
+"""
+
+import hashlib
+import json
+from typing import Any
+
+from milkrun.wire import JobSpec
+
+
+def row_line(row: Any) -> bytes:
+    """
+    Write one row as a line of JSON Lines, newline included.
+
+    Raises:
+        ValueError: for NaN and infinities, which JSON does not have.
+        TypeError: for a value that is no JSON.
+    """
+    try:
+        return json.dumps(row, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+    except UnicodeEncodeError:  # a lone surrogate: legal JSON only as an escape
+        return json.dumps(row, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+
+
+def input_hash(spec: JobSpec, rows_sha256: str) -> str:
+    """Hash all that decides a job's answers: the rows and the spec (hex SHA-256)."""
+    canonical = json.dumps(
+        {"rows": rows_sha256, "spec": spec.model_dump(mode="json", exclude_defaults=True)}, sort_keys=True, separators=(",", ":")
+    )
+    return hashlib.sha256(canonical.encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""The rules, free of any I/O: records, states, planning, ordering, errors."""

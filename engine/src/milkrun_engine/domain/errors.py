@@ -1,0 +1,85 @@
+"""
+Errors that the use cases raise; each dialect renders them by `code`, never by message.
+"""
+
+from typing import ClassVar
+
+
+class EngineError(Exception):
+    """Base of all errors that a caller may see; the message says what to do next."""
+
+    code: ClassVar[str] = "internal"
+
+
+class InvalidRequest(EngineError):
+    """The request can't be done as it stands."""
+
+    code = "invalid_request"
+
+
+class MissingColumn(InvalidRequest):
+    """The prompt template or the key names a column that the input does not have."""
+
+    code = "missing_column"
+
+
+class UnknownModel(InvalidRequest):
+    """No model of that name and kind is declared."""
+
+    code = "unknown_model"
+
+
+class Unauthenticated(EngineError):
+    """No API key, or one that is not known."""
+
+    code = "unauthenticated"
+
+
+class NotFound(EngineError):
+    """No such thing in this tenant."""
+
+    code = "not_found"
+
+
+class IdempotencyMismatch(EngineError):
+    """The idempotency key belongs to a job with other inputs."""
+
+    code = "idempotency_mismatch"
+
+
+class InputsDiffer(EngineError):
+    """Attach named other inputs than the key's job has."""
+
+    code = "inputs_differ"
+
+
+class StaleClaim(EngineError):
+    """A later attempt owns the job now."""
+
+    code = "stale_claim"
+
+
+class CursorLost(EngineError):
+    """The change feed does not know the cursor: read the jobs by id and start from a new one."""
+
+    code = "cursor_lost"
+
+
+class InputTooLarge(EngineError):
+    """The upload or body is larger than this engine takes."""
+
+    code = "input_too_large"
+
+
+class ShuttingDown(EngineError):
+    """The engine is stopping; ask again in a moment."""
+
+    code = "shutting_down"
+
+
+class InputUnreadable(Exception):
+    """The input file can't be read on from some point; ends its job as `failed`."""
+
+
+class BlobCorrupt(Exception):
+    """A blob's bytes are not those that the ledger names."""

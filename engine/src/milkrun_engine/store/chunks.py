@@ -1,0 +1,259 @@
+"""
+Chunks: claim, renew, suspect, record, release; and what readers of results need.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import ColumnElement, and_, func, or_, select, update
+
+from milkrun.status import JobStatus
+from milkrun_engine.domain.errors import NotFound
+from milkrun_engine.domain.jobs import ChunkCounts, ChunkFiles, Readable, Recorded
+from milkrun_engine.domain.leases import LEASE_SECONDS, Lease, Suspicion
+from milkrun_engine.domain.states import LIVE, ChunkState
+from milkrun_engine.store.database import Database
+from milkrun_engine.store.feed import stamp
+from milkrun_engine.store.jobs import finish
+from milkrun_engine.store.records import job_columns, job_record, lease, write_suspects
+from milkrun_engine.store.schema import chunks, jobs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolWork:
+    """What waits for a pool."""
+
+    pool: str
+    rows: int  #: in chunks that are not decided
+    best_rank: float | None  #: of the chunks that wait for a lease
+
+
+class Chunks:
+    """The verbs of a chunk and its lease."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def claim(self, pool: str, owner: str, limit: int, *, before_rank: float | None = None) -> list[Lease]:
+        """
+        Lease the next chunks of a pool, by rank; one conditional statement that counts the attempt.
+
+        Args:
+            before_rank: only chunks that are due sooner than this.
+        """
+        due = (
+            select(chunks.c.id)
+            .join(jobs, jobs.c.id == chunks.c.job_id)
+            .where(
+                chunks.c.pool == pool,
+                chunks.c.state == ChunkState.ready,
+                jobs.c.status.in_([JobStatus.queued, JobStatus.running]),
+                jobs.c.paused.is_(False),
+            )
+            .order_by(chunks.c.rank, chunks.c.id)
+            .limit(limit)
+        )
+        if before_rank is not None:
+            due = due.where(chunks.c.rank < before_rank)
+        with self._database.write() as connection:
+            claimed = connection.execute(
+                update(chunks)
+                .where(chunks.c.id.in_(due), chunks.c.state == ChunkState.ready)
+                .values(
+                    state=ChunkState.leased,
+                    lease_owner=owner,
+                    lease_epoch=chunks.c.lease_epoch + 1,
+                    lease_expires_at=self._database.now + LEASE_SECONDS,
+                    attempts=chunks.c.attempts + 1,
+                    rows_in_hand=0,
+                )
+                .returning(chunks)
+            ).all()
+            of_jobs = select(jobs.c.id, jobs.c.epoch, jobs.c.priority, jobs.c.defaults).where(
+                jobs.c.id.in_({row.job_id for row in claimed})
+            )
+            by_id = {row.id: row for row in connection.execute(of_jobs)}
+            leases = [lease(row, by_id[row.job_id]) for row in claimed]
+        return sorted(leases, key=lambda claimed: (claimed.rank, claimed.chunk_id))
+
+    def start_jobs(self, job_ids: Sequence[str]) -> list[str]:
+        """Move the jobs of claimed chunks from queued to running; returns the tenants whose feed changed."""
+        with self._database.write() as connection:
+            started = connection.execute(
+                update(jobs)
+                .where(jobs.c.id.in_(job_ids), jobs.c.status == JobStatus.queued)
+                .values(status=JobStatus.running, started_at=func.coalesce(jobs.c.started_at, self._database.now))
+                .returning(jobs.c.id, jobs.c.tenant_id)
+            ).all()
+            for row in sorted(started, key=lambda started: started.tenant_id):
+                stamp(connection, row.tenant_id, [row.id], status=True)
+        return sorted({row.tenant_id for row in started})
+
+    def renew(self, owner: str, in_hand: Mapping[tuple[int, int], int]) -> set[int]:
+        """
+        Extend leases; returns the chunks that are still held.
+
+        Args:
+            in_hand: for each (chunk id, lease epoch) the finished rows that wait for their chunk.
+        """
+        held: set[int] = set()
+        with self._database.write() as connection:
+            for (chunk_id, epoch), rows in sorted(in_hand.items()):
+                renewed = connection.execute(
+                    update(chunks)
+                    .where(
+                        chunks.c.id == chunk_id,
+                        chunks.c.state == ChunkState.leased,
+                        chunks.c.lease_epoch == epoch,
+                        chunks.c.lease_owner == owner,
+                    )
+                    .values(lease_expires_at=self._database.now + LEASE_SECONDS, rows_in_hand=rows)
+                )
+                if renewed.rowcount:
+                    held.add(chunk_id)
+        return held
+
+    def suspect(self, held: Lease, suspects: Mapping[int, Suspicion]) -> bool:
+        """Write who was in flight when a replica died, before any of it runs again. False: the lease is lost."""
+        with self._database.write() as connection:
+            written = connection.execute(update(chunks).where(_held(held)).values(suspects=write_suspects(suspects)))
+            return written.rowcount == 1
+
+    def record(self, held: Lease, blob: str, sha256: str, counts: ChunkCounts) -> Recorded:
+        """
+        Put a result file into the ledger and add its counts; the last chunk finishes the job.
+
+        Decided by two conditional updates in one transaction, the job by its epoch and the chunk
+        by its lease: a chunk commits exactly once, and never after its job was stopped.
+        """
+        with self._database.write() as connection:
+            added = connection.execute(
+                update(jobs)
+                .where(jobs.c.id == held.job_id, jobs.c.epoch == held.job_epoch, jobs.c.status.in_(LIVE))
+                .values(
+                    rows_decided=jobs.c.rows_decided + counts.rows,
+                    rows_succeeded=jobs.c.rows_succeeded + counts.rows_succeeded,
+                    rows_failed=jobs.c.rows_failed + counts.rows_failed,
+                    rows_unavailable=jobs.c.rows_unavailable + counts.rows_unavailable,
+                    prompt_tokens=jobs.c.prompt_tokens + counts.prompt_tokens,
+                    cached_tokens=jobs.c.cached_tokens + counts.cached_tokens,
+                    completion_tokens=jobs.c.completion_tokens + counts.completion_tokens,
+                )
+            )
+            committed = connection.execute(
+                update(chunks)
+                .where(_held(held))
+                .values(
+                    state=ChunkState.committed,
+                    result_blob=blob,
+                    result_sha256=sha256,
+                    rows_failed=counts.rows_failed,
+                    rows_in_hand=0,
+                    errors=counts.errors,
+                    committed_at=self._database.now,
+                )
+            )
+            if added.rowcount != 1 or committed.rowcount != 1:
+                connection.rollback()
+                return Recorded(accepted=False)
+            ended = finish(connection, self._database.now, held.job_id)
+            if ended is not None:
+                stamp(connection, held.tenant_id, [held.job_id], status=True)
+            return Recorded(accepted=True, ended=ended)
+
+    def release(self, owner: str | None = None) -> int:
+        """Give leases back at once: an owner's own at its end, or all of them when a new engine takes over."""
+        return self._free(chunks.c.lease_owner == owner if owner is not None else chunks.c.id.is_not(None))
+
+    def rescue(self) -> int:
+        """Give back the leases that ended without a renewal."""
+        return self._free(chunks.c.lease_expires_at < self._database.now)
+
+    def _free(self, matching: ColumnElement[bool]) -> int:
+        with self._database.write() as connection:
+            freed = connection.execute(
+                update(chunks)
+                .where(chunks.c.state == ChunkState.leased, matching)
+                .values(state=ChunkState.ready, lease_owner=None, lease_expires_at=None, rows_in_hand=0)
+            )
+            return freed.rowcount
+
+    def expired(self) -> bool:
+        """Whether there is a lease to rescue (a read: most of the time there is none)."""
+        with self._database.read() as connection:
+            late = select(chunks.c.id).where(
+                chunks.c.state == ChunkState.leased, chunks.c.lease_expires_at < self._database.now
+            )
+            return connection.execute(late.limit(1)).first() is not None
+
+    def work(self) -> list[PoolWork]:
+        """What every pool has to do."""
+        waits = chunks.c.state == ChunkState.ready
+        query = (
+            select(
+                chunks.c.pool,
+                func.sum(chunks.c.rows).label("rows"),
+                func.min(chunks.c.rank).filter(waits).label("best_rank"),
+            )
+            .where(or_(waits, chunks.c.state == ChunkState.leased))
+            .group_by(chunks.c.pool)
+        )
+        with self._database.read() as connection:
+            return [
+                PoolWork(pool=row.pool, rows=row.rows, best_rank=row.best_rank) for row in connection.execute(query)
+            ]
+
+    def readable(self, tenant_id: str, job_id: str) -> Readable:
+        """
+        How far a job's result can be read: up to the first undecided row, or to its end once it is over.
+
+        Raises:
+            NotFound: this tenant has no such job.
+        """
+        with self._database.read() as connection:
+            row = connection.execute(
+                select(*job_columns()).where(jobs.c.tenant_id == tenant_id, jobs.c.id == job_id)
+            ).one_or_none()
+            if row is None:
+                raise NotFound(f"there is no job {job_id!r}")
+            job = job_record(row)
+            if job.status not in LIVE:
+                return Readable(job=job, settled=job.rows_read, complete=True)
+            undecided = connection.execute(
+                select(func.min(chunks.c.first_index)).where(
+                    chunks.c.job_id == job_id, chunks.c.state != ChunkState.committed
+                )
+            ).scalar_one()
+        return Readable(job=job, settled=job.rows_read if undecided is None else undecided, complete=False)
+
+    def files(self, job_id: str, window: int) -> list[ChunkFiles]:
+        """The files of a window's chunks, by their first row."""
+        query = (
+            select(chunks).where(chunks.c.job_id == job_id, chunks.c.window == window).order_by(chunks.c.first_index)
+        )
+        with self._database.read() as connection:
+            return [
+                ChunkFiles(
+                    number=row.number,
+                    window=row.window,
+                    first_index=row.first_index,
+                    rows=row.rows,
+                    input_blob=row.input_blob,
+                    input_sha256=row.input_sha256,
+                    result_blob=row.result_blob,
+                    result_sha256=row.result_sha256,
+                )
+                for row in connection.execute(query)
+            ]
+
+    def named_blobs(self, names: Sequence[str]) -> set[str]:
+        """Which of these blobs the ledger's chunks refer to."""
+        with self._database.read() as connection:
+            query = select(chunks.c.input_blob, chunks.c.result_blob).where(
+                or_(chunks.c.input_blob.in_(names), chunks.c.result_blob.in_(names))
+            )
+            return {name for row in connection.execute(query) for name in row if name is not None}
+
+
+def _held(held: Lease) -> ColumnElement[bool]:
+    return and_(chunks.c.id == held.chunk_id, chunks.c.state == ChunkState.leased, chunks.c.lease_epoch == held.epoch)

@@ -1,0 +1,101 @@
+"""
+The change feed: who changed since a cursor, each job once, in its latest state.
+
+A transaction that changed jobs calls `stamp` as its last statement, so numbers become
+visible in their order. A cursor is `<feed id>.<number>`: it names the feed, so that one of a
+restored backup is known as lost.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, select, update
+
+from milkrun.status import TERMINAL, FeedEvents
+from milkrun_engine.domain.errors import CursorLost
+from milkrun_engine.domain.jobs import JobRecord
+from milkrun_engine.store.database import Database
+from milkrun_engine.store.records import job_columns, job_record, labelled
+from milkrun_engine.store.schema import jobs, tenants
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangePage:
+    """Changed jobs in the order of their changes, and where to go on."""
+
+    jobs: list[JobRecord]
+    cursor: str
+    more: bool
+
+
+def stamp(connection: Connection, tenant_id: str, job_ids: Sequence[str], *, status: bool) -> None:
+    """Number a change of jobs whose rows this transaction has locked; the last thing it does."""
+    number = connection.execute(
+        update(tenants)
+        .where(tenants.c.id == tenant_id)
+        .values(change_number=tenants.c.change_number + 1)
+        .returning(tenants.c.change_number)
+    ).scalar_one()
+    numbers = {"change_number": number, "status_number": number} if status else {"change_number": number}
+    connection.execute(update(jobs).where(jobs.c.id.in_(job_ids)).values(**numbers))
+
+
+def cursor_of(connection: Connection, tenant_id: str) -> str:
+    """The feed's end, as this transaction sees it."""
+    feed = connection.execute(select(tenants).where(tenants.c.id == tenant_id)).one()
+    return f"{feed.feed_id}.{feed.change_number}"
+
+
+class Feed:
+    """Reading the feed, and publishing progress into it."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def cursor(self, tenant_id: str) -> str:
+        """The feed's end: changes from now on come after it."""
+        with self._database.read() as connection:
+            return cursor_of(connection, tenant_id)
+
+    def changes(self, tenant_id: str, after: str, on: FeedEvents, labels: Mapping[str, str], limit: int) -> ChangePage:
+        """
+        Read the jobs that changed after a cursor.
+
+        Raises:
+            CursorLost: of another feed, forgotten, or from the future.
+        """
+        numbered = jobs.c.change_number if on is FeedEvents.progress else jobs.c.status_number
+        with self._database.read() as connection:
+            feed = connection.execute(select(tenants).where(tenants.c.id == tenant_id)).one()
+            number = _number(after, feed.feed_id, feed.change_floor, feed.change_number)
+            query = (
+                select(*job_columns(), numbered.label("number"))
+                .where(jobs.c.tenant_id == tenant_id, numbered > number)
+                .order_by(numbered)
+                .limit(limit + 1)
+            )
+            if on is FeedEvents.end:
+                query = query.where(jobs.c.status.in_(TERMINAL))
+            rows = connection.execute(labelled(query, labels)).all()
+        more = len(rows) > limit
+        rows = rows[:limit]
+        reached = rows[-1].number if more else feed.change_number
+        return ChangePage(jobs=[job_record(row) for row in rows], cursor=f"{feed.feed_id}.{reached}", more=more)
+
+    def publish_progress(self, job_ids: Sequence[str]) -> list[str]:
+        """Tell readers of progress about these jobs, in one transaction; returns the tenants concerned."""
+        with self._database.write() as connection:
+            owners = connection.execute(select(jobs.c.id, jobs.c.tenant_id).where(jobs.c.id.in_(job_ids))).all()
+            by_tenant: dict[str, list[str]] = {}
+            for job_id, tenant_id in owners:
+                by_tenant.setdefault(tenant_id, []).append(job_id)
+            for tenant_id, ids in sorted(by_tenant.items()):
+                stamp(connection, tenant_id, ids, status=False)
+        return list(by_tenant)
+
+
+def _number(cursor: str, feed_id: str, floor: int, last: int) -> int:
+    name, _, digits = cursor.rpartition(".")
+    if name != feed_id or not digits.isascii() or not digits.isdigit() or not floor <= int(digits) <= last:
+        raise CursorLost("the change feed does not know this cursor; read your jobs by id and go on from a new cursor")
+    return int(digits)

@@ -1,0 +1,400 @@
+"""
+Jobs: submit, attach, read, prepare, stop.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+from sqlalchemy import ColumnElement, Connection, Row, and_, case, func, insert, or_, select, update
+
+from milkrun.status import JobStatus, OnMismatch, Reuse
+from milkrun_engine.domain import priorities
+from milkrun_engine.domain.errors import IdempotencyMismatch, InputsDiffer, NotFound, StaleClaim
+from milkrun_engine.domain.ids import new_id
+from milkrun_engine.domain.jobs import JobRecord, NewJob, NewWindow, Preparation, Recorded, SubmitResult
+from milkrun_engine.domain.states import LIVE, ChunkState, sources
+from milkrun_engine.store.database import Database, scalar
+from milkrun_engine.store.feed import cursor_of, stamp
+from milkrun_engine.store.records import job_columns, job_record, labelled, preparation
+from milkrun_engine.store.schema import chunks, idempotency, job_labels, jobs, windows
+
+
+class Jobs:
+    """The verbs of a job; a tenant's verbs see only that tenant."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def submit(self, new: NewJob) -> SubmitResult:
+        """
+        Make a job, or find the one that this key or this very call made before.
+
+        Raises:
+            IdempotencyMismatch: the key's job has other inputs and `on_mismatch` is fail.
+        """
+        with self._database.write() as connection:
+            cursor = cursor_of(connection, new.tenant_id)
+            held = self._locked_holder(connection, new.tenant_id, new.idempotency_key)
+            if held is not None and _is_reused(new, held):
+                return self._claimed(connection, held.id, cursor, reused=True)
+            replaced = cancelled = None
+            if held is not None:
+                over = JobStatus(held.status) not in LIVE
+                if not over:
+                    _stop(connection, self._database.now, jobs.c.id == held.id)
+                    cancelled = held.id
+                replaced = held.id
+            job_id = self._insert(connection, new, retry_of=replaced)
+            changed = [job_id] if cancelled is None else [job_id, cancelled]
+            stamp(connection, new.tenant_id, changed, status=True)
+            job = _read(connection, job_id)
+        return SubmitResult(job=job, claim=job.claim, cursor=cursor, replaced=replaced, cancelled=cancelled)
+
+    def _locked_holder(self, connection: Connection, tenant_id: str, key: str | None) -> Row[Any] | None:
+        if key is None:
+            return None
+        return connection.execute(
+            select(jobs.c.id, jobs.c.status, jobs.c.input_hash, jobs.c.submission_id)
+            .join_from(idempotency, jobs, jobs.c.id == idempotency.c.job_id)
+            .where(idempotency.c.tenant_id == tenant_id, idempotency.c.key == key)
+        ).one_or_none()
+
+    def _insert(self, connection: Connection, new: NewJob, *, retry_of: str | None) -> str:
+        job_id = new_id("job")
+        now = scalar(connection, self._database.now)
+        spec = new.spec.model_dump(mode="json", exclude_defaults=True)
+        defaults = {name: spec.get(name) for name in ("system_prompt", "output_schema")}
+        connection.execute(
+            insert(jobs).values(
+                id=job_id,
+                tenant_id=new.tenant_id,
+                kind=new.kind,
+                model=new.model,
+                status=JobStatus.preparing,
+                priority=new.priority,
+                rank=priorities.rank(new.priority, now),
+                idempotency_key=new.idempotency_key,
+                submission_id=new.submission_id,
+                input_hash=new.input_hash,
+                spec=spec,
+                defaults=msgspec.json.encode({**defaults, "sampling": new.spec.sampling}),
+                name=new.name,
+                description=new.description,
+                labels=new.labels,
+                external_url=new.external_url,
+                retry_of=retry_of,
+                created_at=now,
+                input_blob=new.input_blob,
+                input_format=new.input_format,
+            )
+        )
+        if new.labels:
+            rows = [
+                {"job_id": job_id, "tenant_id": new.tenant_id, "name": name, "value": value}
+                for name, value in new.labels.items()
+            ]
+            connection.execute(insert(job_labels), rows)
+        if new.idempotency_key is not None:
+            place = {"tenant_id": new.tenant_id, "key": new.idempotency_key}
+            content = {"job_id": job_id, "input_hash": new.input_hash}
+            moved = connection.execute(
+                update(idempotency)
+                .where(idempotency.c.tenant_id == new.tenant_id, idempotency.c.key == new.idempotency_key)
+                .values(**content)
+            )
+            if moved.rowcount == 0:
+                connection.execute(insert(idempotency).values(**place, **content))
+        return job_id
+
+    def _claimed(self, connection: Connection, job_id: str, cursor: str, *, reused: bool) -> SubmitResult:
+        claim = connection.execute(
+            update(jobs).where(jobs.c.id == job_id).values(claim=jobs.c.claim + 1).returning(jobs.c.claim)
+        ).scalar_one()
+        return SubmitResult(job=_read(connection, job_id), claim=claim, cursor=cursor, reused=reused)
+
+    def attach(self, tenant_id: str, key: str, input_hash: str | None) -> SubmitResult:
+        """
+        Find the job of a key and take a new claim on it.
+
+        Raises:
+            NotFound: the key has no job.
+            InputsDiffer: it has, but with other inputs.
+        """
+        with self._database.write() as connection:
+            cursor = cursor_of(connection, tenant_id)
+            held = self._locked_holder(connection, tenant_id, key)
+            if held is None:
+                raise NotFound(f"no job has the idempotency key {key!r}; submit one")
+            if input_hash is not None and held.input_hash != input_hash:
+                raise InputsDiffer(f"job {held.id} has this key but other inputs; submit with on_mismatch='replace'")
+            return self._claimed(connection, held.id, cursor, reused=True)
+
+    def get(self, tenant_id: str, job_id: str) -> JobRecord:
+        """
+        Read one job.
+
+        Raises:
+            NotFound: this tenant has no such job.
+        """
+        found = self.by_ids(tenant_id, [job_id])
+        if not found:
+            raise NotFound(f"there is no job {job_id!r}")
+        return found[0]
+
+    def by_ids(self, tenant_id: str, job_ids: Sequence[str]) -> list[JobRecord]:
+        """Read those of the jobs that exist, in no order."""
+        with self._database.read() as connection:
+            query = select(*job_columns()).where(jobs.c.tenant_id == tenant_id, jobs.c.id.in_(job_ids))
+            return [job_record(row) for row in connection.execute(query)]
+
+    def page(
+        self,
+        tenant_id: str,
+        *,
+        limit: int,
+        before: str | None = None,
+        status: JobStatus | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> list[JobRecord]:
+        """Read jobs, newest first, those after job `before` on the list."""
+        query = (
+            select(*job_columns())
+            .where(jobs.c.tenant_id == tenant_id)
+            .order_by(jobs.c.created_at.desc(), jobs.c.id.desc())
+            .limit(limit)
+        )
+        if status is not None:
+            query = query.where(jobs.c.status == status)
+        with self._database.read() as connection:
+            if before is not None:
+                at = connection.execute(
+                    select(jobs.c.created_at, jobs.c.id).where(jobs.c.tenant_id == tenant_id, jobs.c.id == before)
+                ).one_or_none()
+                if at is None:
+                    raise NotFound(f"there is no job {before!r} to list on from")
+                older = jobs.c.created_at < at.created_at
+                query = query.where(or_(older, and_(jobs.c.created_at == at.created_at, jobs.c.id < at.id)))
+            return [job_record(row) for row in connection.execute(labelled(query, labels or {}))]
+
+    def row_errors(self, job_id: str) -> dict[str, int]:
+        """Count a job's failed rows by code."""
+        with self._database.read() as connection:
+            counts: dict[str, int] = {}
+            query = select(chunks.c.errors).where(chunks.c.job_id == job_id, chunks.c.rows_failed > 0)
+            for errors in connection.execute(query).scalars():
+                for code, count in errors.items():
+                    counts[code] = counts.get(code, 0) + count
+            return counts
+
+    def cancel(self, tenant_id: str, job_id: str, claim: int | None) -> tuple[JobRecord, bool]:
+        """
+        Stop a job for good; returns it and whether this call did it (an ended job stays as it is).
+
+        Raises:
+            NotFound: this tenant has no such job.
+            StaleClaim: a later submit or attach owns the job.
+        """
+        with self._database.write() as connection:
+            mine = and_(jobs.c.tenant_id == tenant_id, jobs.c.id == job_id)
+            held = connection.execute(select(jobs.c.claim, jobs.c.status).where(mine)).one_or_none()
+            if held is None:
+                raise NotFound(f"there is no job {job_id!r}")
+            stopped = _stop(connection, self._database.now, mine, claim=claim)
+            if not stopped and JobStatus(held.status) in LIVE:
+                raise StaleClaim(f"job {job_id} was claimed again (claim {held.claim}, yours is {claim}); it goes on")
+            if stopped:
+                stamp(connection, tenant_id, [job_id], status=True)
+            return _read(connection, job_id), stopped
+
+    def fail(self, job_id: str, epoch: int, code: str, message: str) -> bool:
+        """End a job that can't go on; what is committed stays readable. False when the epoch has moved on."""
+        with self._database.write() as connection:
+            matching = and_(jobs.c.id == job_id, jobs.c.epoch == epoch)
+            reason = {"failure_code": code, "failure_message": message}
+            stopped = _stop(connection, self._database.now, matching, to=JobStatus.failed, **reason)
+            if stopped:
+                tenant_id = connection.execute(select(jobs.c.tenant_id).where(jobs.c.id == job_id)).scalar_one()
+                stamp(connection, tenant_id, [job_id], status=True)
+            return stopped
+
+    def next_to_prepare(self) -> Preparation | None:
+        """The job whose next window is due: the one with the fewest windows, then by rank."""
+        query = (
+            select(jobs)
+            .where(jobs.c.prepared.is_(False), jobs.c.status.in_(LIVE))
+            .order_by(jobs.c.next_window, jobs.c.rank)
+            .limit(1)
+        )
+        with self._database.read() as connection:
+            row = connection.execute(query).one_or_none()
+            return preparation(row) if row is not None else None
+
+    def commit_window(self, work: Preparation, window: NewWindow) -> Recorded:
+        """
+        Add a window and its chunks, and the place reached in the input; the last one may finish the job.
+
+        Nothing is written when the job was stopped or another preparer was first.
+        """
+        refused = [chunk.counts for chunk in window.chunks if chunk.counts is not None]
+        with self._database.write() as connection:
+            moved = connection.execute(
+                update(jobs)
+                .where(
+                    jobs.c.id == work.job_id,
+                    jobs.c.epoch == work.epoch,
+                    jobs.c.next_window == window.number,
+                    jobs.c.prepared.is_(False),
+                )
+                .values(
+                    next_window=window.number + 1,
+                    next_chunk=work.next_chunk + len(window.chunks),
+                    input_position=window.position,
+                    rows_read=jobs.c.rows_read + window.rows,
+                    rows_decided=jobs.c.rows_decided + sum(counts.rows for counts in refused),
+                    rows_failed=jobs.c.rows_failed + sum(counts.rows_failed for counts in refused),
+                    prepared=window.last,
+                    input_complete=window.last,
+                    rows_total=jobs.c.rows_read + window.rows if window.last else None,
+                    status=case((jobs.c.status == JobStatus.preparing, JobStatus.queued), else_=jobs.c.status),
+                )
+                .returning(jobs.c.rank)
+            ).one_or_none()
+            if moved is None:
+                connection.rollback()
+                return Recorded(accepted=False)
+            _insert_window(connection, self._database.now, work, window, moved.rank)
+            ended = finish(connection, self._database.now, work.job_id)
+            if window.number == 0 or ended is not None:
+                stamp(connection, work.tenant_id, [work.job_id], status=True)
+            return Recorded(accepted=True, ended=ended)
+
+    def unfinished(self) -> int:
+        """How many jobs are not over."""
+        with self._database.read() as connection:
+            query = select(func.count()).select_from(jobs).where(jobs.c.status.in_(LIVE))
+            return connection.execute(query).scalar_one()
+
+
+def finish(connection: Connection, now: ColumnElement[float], job_id: str) -> JobStatus | None:
+    """
+    End a job if its last row is decided: the same statement for a commit and for the last window.
+
+    A job of which no row could run for want of its model ends as failed.
+    """
+    nothing_ran = and_(jobs.c.rows_total > 0, jobs.c.rows_unavailable == jobs.c.rows_total)
+    ended = connection.execute(
+        update(jobs)
+        .where(
+            jobs.c.id == job_id,
+            jobs.c.prepared,
+            jobs.c.rows_decided == jobs.c.rows_total,
+            jobs.c.status.in_(sources(JobStatus.succeeded)),
+        )
+        .values(
+            status=case((nothing_ran, JobStatus.failed), else_=JobStatus.succeeded),
+            failure_code=case((nothing_ran, "model_unavailable")),
+            failure_message=case((nothing_ran, "the model could not be loaded; see the rows' errors for the reason")),
+            finished_at=now,
+        )
+        .returning(jobs.c.status)
+    ).scalar_one_or_none()
+    return JobStatus(ended) if ended is not None else None
+
+
+def _stop(
+    connection: Connection,
+    now: ColumnElement[float],
+    matching: ColumnElement[bool],
+    *,
+    to: JobStatus = JobStatus.cancelled,
+    claim: int | None = None,
+    **reason: str,
+) -> bool:
+    """Every terminal change but the normal finish: fence with the epoch, then drop the undecided chunks."""
+    if claim is not None:
+        matching = and_(matching, jobs.c.claim == claim)
+    stopped = connection.execute(
+        update(jobs)
+        .where(matching, jobs.c.status.in_(sources(to)))
+        .values(
+            status=to,
+            epoch=jobs.c.epoch + 1,
+            finished_at=now,
+            rows_total=jobs.c.rows_read,
+            prepared=True,
+            **reason,
+        )
+        .returning(jobs.c.id)
+    ).scalar_one_or_none()
+    if stopped is None:
+        return False
+    connection.execute(
+        update(chunks)
+        .where(chunks.c.job_id == stopped, chunks.c.state.in_([ChunkState.ready, ChunkState.leased]))
+        .values(state=ChunkState.dropped, rows_in_hand=0)
+    )
+    return True
+
+
+def _is_reused(new: NewJob, held: Row[Any]) -> bool:
+    """Decide, under the key's lock, whether its job answers this submit."""
+    if new.submission_id is not None and new.submission_id == held.submission_id:
+        return True  # the same call again, its answer was lost on the way
+    if new.reuse is Reuse.never:
+        return False
+    status = JobStatus(held.status)
+    if status not in LIVE and status is not JobStatus.succeeded:
+        return False
+    if new.reuse is Reuse.always or new.input_hash == held.input_hash:
+        return True
+    if new.on_mismatch is OnMismatch.fail:
+        raise IdempotencyMismatch(
+            f"job {held.id} has this idempotency key and other inputs; "
+            "use another key, or on_mismatch='replace' to cancel and replace it"
+        )
+    return False
+
+
+def _read(connection: Connection, job_id: str) -> JobRecord:
+    return job_record(connection.execute(select(*job_columns()).where(jobs.c.id == job_id)).one())
+
+
+def _insert_window(
+    connection: Connection, now: ColumnElement[float], work: Preparation, window: NewWindow, rank: float
+) -> None:
+    identity = {"job_id": work.job_id, "tenant_id": work.tenant_id}
+    connection.execute(
+        insert(windows).values(
+            **identity,
+            number=window.number,
+            first_index=window.first_index,
+            rows=window.rows,
+            position=window.position,
+            permutation=window.permutation,
+        )
+    )
+    if not window.chunks:
+        return
+    committed_at = scalar(connection, now)
+    rows = [
+        {
+            **identity,
+            "number": chunk.number,
+            "window": window.number,
+            "pool": chunk.pool,
+            "rank": rank,
+            "state": ChunkState.ready if chunk.counts is None else ChunkState.committed,
+            "rows": chunk.rows,
+            "first_index": chunk.first_index,
+            "input_blob": chunk.input_blob,
+            "input_sha256": chunk.input_sha256,
+            "result_blob": chunk.result_blob,
+            "result_sha256": chunk.result_sha256,
+            "rows_failed": chunk.counts.rows_failed if chunk.counts else 0,
+            "errors": chunk.counts.errors if chunk.counts else None,
+            "committed_at": committed_at if chunk.counts else None,
+        }
+        for chunk in window.chunks
+    ]
+    connection.execute(insert(chunks), rows)

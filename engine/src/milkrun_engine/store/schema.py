@@ -1,0 +1,192 @@
+"""
+The tables. A job is planned window by window into chunks; a chunk carries its own lease.
+
+`jobs.epoch` fences every terminal change but the normal finish; `chunks.lease_epoch` fences
+a lease that was lost; a commit must find both. `tenants.change_number` numbers the changes of
+a tenant's jobs: it is bumped last in a transaction and written to the jobs it changed.
+Migrations (`migrations/`) make exactly these tables; a test compares the two.
+"""
+
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    UniqueConstraint,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+    }
+)
+
+secrets = Table(  # values that one installation makes for itself, such as the key that signs page links
+    "secrets",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("value", LargeBinary, nullable=False),
+)
+
+tenants = Table(
+    "tenants",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("feed_id", String, nullable=False),  # names the change feed; a restored backup gets a new one
+    Column("change_number", Integer, nullable=False, default=0),  # the last change
+    Column("change_floor", Integer, nullable=False, default=0),  # changes up to here may be forgotten
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("tenant_id", String, ForeignKey("tenants.id"), nullable=False),
+    Column("name", String, nullable=False),
+    Column("sha256", String, nullable=False, unique=True),  # of the whole key; keys are long and random
+    Column("created_at", Float, nullable=False),
+    Column("revoked_at", Float),
+)
+
+input_files = Table(  # uploads, as they came
+    "input_files",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("tenant_id", String, ForeignKey("tenants.id"), nullable=False),
+    Column("format", String, nullable=False),
+    Column("bytes", Integer, nullable=False),
+    Column("sha256", String, nullable=False),
+    Column("blob", String, nullable=False),
+    Column("created_at", Float, nullable=False),
+)
+
+idempotency = Table(  # (tenant, key) → current job; locked by submit, so twins are decided one after the other
+    "idempotency",
+    metadata,
+    Column("tenant_id", String, ForeignKey("tenants.id"), primary_key=True),
+    Column("key", String, primary_key=True),
+    Column("job_id", String, nullable=False),
+    Column("input_hash", String, nullable=False),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("tenant_id", String, ForeignKey("tenants.id"), nullable=False),
+    Column("kind", String, nullable=False),
+    Column("model", String, nullable=False),
+    Column("status", String, nullable=False),
+    Column("epoch", Integer, nullable=False, default=1),
+    Column("claim", Integer, nullable=False, default=1),  # grows with each submit and attach
+    Column("priority", Integer, nullable=False),
+    Column("rank", Float, nullable=False),  # order of service, see domain/priorities.py
+    Column("paused", Boolean, nullable=False, default=False),
+    Column("idempotency_key", String),
+    Column("submission_id", String),  # one call of submit; its repeats get this job
+    Column("input_hash", String, nullable=False),
+    Column("spec", JSON, nullable=False),  # wire.JobSpec
+    Column("defaults", LargeBinary, nullable=False),  # what replicas merge under every row
+    Column("name", String),
+    Column("description", String),
+    Column("labels", JSON, nullable=False),
+    Column("external_url", String),
+    Column("callback", JSON),
+    Column("retry_of", String),
+    Column("rows_from", String),  # the parent of a run of only its failed rows
+    Column("expires_at", Float),
+    Column("retain_seconds", Float),
+    Column("created_at", Float, nullable=False),
+    Column("started_at", Float),
+    Column("finished_at", Float),
+    Column("failure_code", String),
+    Column("failure_message", String),
+    Column("input_blob", String, nullable=False),
+    Column("input_format", String, nullable=False),
+    Column("input_position", Integer, nullable=False, default=0),  # the reader's place after the last window
+    Column("next_window", Integer, nullable=False, default=0),
+    Column("next_chunk", Integer, nullable=False, default=0),
+    Column("prepared", Boolean, nullable=False, default=False),  # no window will be added
+    Column("input_complete", Boolean, nullable=False, default=False),
+    Column("rows_total", Integer),  # null until the input is read
+    Column("rows_read", Integer, nullable=False, default=0),
+    Column("rows_decided", Integer, nullable=False, default=0),
+    Column("rows_succeeded", Integer, nullable=False, default=0),
+    Column("rows_failed", Integer, nullable=False, default=0),
+    Column("rows_unavailable", Integer, nullable=False, default=0),
+    Column("prompt_tokens", Integer, nullable=False, default=0),
+    Column("cached_tokens", Integer, nullable=False, default=0),
+    Column("completion_tokens", Integer, nullable=False, default=0),
+    Column("change_number", Integer, nullable=False, default=0),  # of its last change, progress included
+    Column("status_number", Integer, nullable=False, default=0),  # of its last change of status
+    Index(None, "tenant_id", "change_number"),
+    Index(None, "tenant_id", "status_number"),
+    Index(None, "tenant_id", "created_at"),
+    Index("ix_jobs_unprepared", "next_window", "rank", sqlite_where=Column("prepared").is_(False)),
+)
+
+job_labels = Table(  # for filters; `jobs.labels` is what readers see
+    "job_labels",
+    metadata,
+    Column("job_id", String, ForeignKey("jobs.id"), primary_key=True),
+    Column("name", String, primary_key=True),
+    Column("value", String, nullable=False),
+    Column("tenant_id", String, ForeignKey("tenants.id"), nullable=False),
+    Index(None, "tenant_id", "name", "value"),
+)
+
+windows = Table(
+    "windows",
+    metadata,
+    Column("job_id", String, ForeignKey("jobs.id"), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("tenant_id", String, ForeignKey("tenants.id"), nullable=False),
+    Column("first_index", Integer, nullable=False),
+    Column("rows", Integer, nullable=False),
+    Column("position", Integer, nullable=False),  # the reader's place after it
+    Column("permutation", LargeBinary, nullable=False),  # index → (chunk, slot), see domain/planning.py
+)
+
+chunks = Table(
+    "chunks",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("job_id", String, ForeignKey("jobs.id"), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("window", Integer, nullable=False),
+    Column("tenant_id", String, ForeignKey("tenants.id"), nullable=False),
+    Column("pool", String, nullable=False),
+    Column("adapter", String),
+    Column("rank", Float, nullable=False),
+    Column("state", String, nullable=False),
+    Column("rows", Integer, nullable=False),
+    Column("first_index", Integer, nullable=False),  # smallest index, copies included
+    Column("input_blob", String, nullable=False),
+    Column("input_sha256", String, nullable=False),
+    Column("lease_owner", String),
+    Column("lease_epoch", Integer, nullable=False, default=0),
+    Column("lease_expires_at", Float),
+    Column("attempts", Integer, nullable=False, default=0),  # claims; a crash counts because the claim did
+    Column("suspects", JSON, nullable=False, default=dict),  # slot → [engine deaths, deaths alone]
+    Column("rows_in_hand", Integer, nullable=False, default=0),  # advisory, from heartbeats
+    Column("result_blob", String),
+    Column("result_sha256", String),
+    Column("rows_failed", Integer, nullable=False, default=0),
+    Column("errors", JSON),  # failed rows by code
+    Column("committed_at", Float),
+    UniqueConstraint("job_id", "number"),
+    Index("ix_chunks_ready", "pool", "rank", "id", sqlite_where=Column("state") == "ready"),
+    Index("ix_chunks_leased", "lease_expires_at", sqlite_where=Column("state") == "leased"),
+    Index("ix_chunks_first", "job_id", "state", "first_index"),
+    Index("ix_chunks_window", "job_id", "window"),
+)

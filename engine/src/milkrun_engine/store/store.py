@@ -1,0 +1,36 @@
+"""
+The ledger as one object: open it, migrate it, use its nouns.
+"""
+
+from pathlib import Path
+
+from milkrun_engine.store.chunks import Chunks
+from milkrun_engine.store.database import Database
+from milkrun_engine.store.feed import Feed
+from milkrun_engine.store.input_files import InputFiles
+from milkrun_engine.store.jobs import Jobs
+from milkrun_engine.store.migrations import migrate
+from milkrun_engine.store.tenants import Tenants
+
+
+class Store:
+    """
+    All verbs of the ledger, by noun. Blocking, thread-safe; each verb is one transaction.
+
+    Args:
+        path: the SQLite file; made and migrated if need be.
+        clock_offset_seconds: moves the ledger's clock, for tests.
+    """
+
+    def __init__(self, path: Path, *, clock_offset_seconds: float = 0.0) -> None:
+        self.database = Database(path, clock_offset_seconds=clock_offset_seconds)
+        migrate(self.database.writer)
+        self.jobs = Jobs(self.database)
+        self.chunks = Chunks(self.database)
+        self.feed = Feed(self.database)
+        self.input_files = InputFiles(self.database)
+        self.tenants = Tenants(self.database)
+
+    def close(self) -> None:
+        """Close the database."""
+        self.database.close()
