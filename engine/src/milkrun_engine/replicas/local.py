@@ -1,0 +1,149 @@
+"""
+The local pool: each replica is a child process of the engine, in a process group of its own.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from milkrun_engine.domain.models import ModelSpec
+from milkrun_engine.replicas import frames
+from milkrun_engine.replicas.base import HandOut, Outcome, ReplicaDied, ReplicaInfo, ReplicaLoadError
+
+log = logging.getLogger(__name__)
+_STOP_SECONDS = 15.0  # a loaded vLLM needs a few
+
+
+class LocalPool:
+    """Replicas on this host, without Ray."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._data_dir = data_dir
+        self._handles: set[LocalHandle] = set()
+
+    async def start(self) -> None:
+        """Nothing to make ready."""
+
+    async def start_replica(self, spec: ModelSpec) -> "LocalHandle":
+        """Start the process of one replica, which begins to load its model."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "milkrun_engine.replicas.worker",
+                stdin=theirs.fileno(), stdout=2, process_group=0,
+            )  # fmt: skip
+        reader, writer = await asyncio.open_unix_connection(sock=ours)
+        writer.write(frames.pack(frames.Load(spec, str(self._data_dir.absolute()))))
+        handle = LocalHandle(process, reader, writer)
+        self._handles = {known for known in self._handles if known.alive} | {handle}
+        return handle
+
+    async def stop(self) -> None:
+        """Stop every replica."""
+        await asyncio.gather(*(handle.stop() for handle in self._handles))
+        self._handles.clear()
+
+
+class LocalHandle:
+    """The engine's end of one replica process."""
+
+    def __init__(
+        self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self._process = process
+        self._reader = reader
+        self._writer = writer
+        self._ready: asyncio.Future[ReplicaInfo] = asyncio.get_running_loop().create_future()
+        self._ready.add_done_callback(_seen)
+        self._outputs: dict[int, asyncio.Queue[frames.Rows | frames.End | None]] = {}
+        self._gone = False
+        self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._watch())]
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process still runs."""
+        return self._process.returncode is None
+
+    async def ready(self) -> ReplicaInfo:
+        """Wait until the model is loaded; see `ReplicaHandle`."""
+        return await asyncio.shield(self._ready)
+
+    async def run(self, handout: HandOut) -> AsyncIterator[list[Outcome]]:
+        """Run a hand-out; see `ReplicaHandle`. Leaving the loop early aborts it."""
+        if self._gone:
+            raise ReplicaDied(f"replica process {self._process.pid} is gone")
+        output = self._outputs[handout.id] = asyncio.Queue()
+        ended = False
+        try:
+            self._writer.write(frames.pack(frames.Run(handout)))
+            while not ended:
+                match await output.get():
+                    case frames.Rows(_, outcomes):
+                        yield outcomes
+                    case frames.End():
+                        ended = True
+                    case None:
+                        raise ReplicaDied(f"replica process {self._process.pid} ended")
+        finally:
+            del self._outputs[handout.id]
+            if not ended:
+                await self.abort(handout.id)
+
+    async def abort(self, handout_id: int) -> None:
+        """Stop the unfinished rows of a hand-out; never raises."""
+        if not self._gone:
+            self._writer.write(frames.pack(frames.Abort(handout_id)))
+
+    async def stop(self) -> None:
+        """End the process and its group: politely, then by force."""
+        if not self._gone:
+            self._writer.write(frames.pack(frames.Stop()))
+        try:
+            async with asyncio.timeout(_STOP_SECONDS if self._ready.done() else 0):
+                await self._process.wait()
+        except TimeoutError:
+            pass
+        self._kill_group()
+        await self._process.wait()
+        await asyncio.gather(*self._tasks)
+        self._writer.close()
+
+    async def _read(self) -> None:
+        """Pass on what the process says, until it has gone: a hand-out without its `End` by then died with it."""
+        while (report := await frames.read_report(self._reader)) is not None:
+            match report:
+                case frames.Ready(info):
+                    self._ready.set_result(info)
+                case frames.LoadFailed(message):
+                    self._ready.set_exception(ReplicaLoadError(message))
+                case frames.Rows(handout_id) | frames.End(handout_id):
+                    if output := self._outputs.get(handout_id):
+                        output.put_nowait(report)
+        self._gone = True
+        for output in self._outputs.values():
+            output.put_nowait(None)
+        code = await self._process.wait()
+        if not self._ready.done():
+            self._ready.set_exception(ReplicaLoadError(f"the replica's process ended with {code} while loading"))
+
+    async def _watch(self) -> None:
+        code = await self._process.wait()
+        self._kill_group()  # a child that outlived it would keep memory and cores
+        log.info("replica ended", extra={"action": "replica_ended", "pid": self._process.pid, "code": code})
+
+    def _kill_group(self) -> None:
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+
+def _seen(future: "asyncio.Future[ReplicaInfo]") -> None:
+    """Mark a load error as seen: nobody need be waiting for it."""
+    if not future.cancelled():
+        future.exception()
