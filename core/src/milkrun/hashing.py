@@ -29,6 +29,8 @@ def row_line(row: Any) -> bytes:
 def input_hash(spec: JobSpec, rows_sha256: str) -> str:
     """Hash all that decides a job's answers: the rows and the spec (hex SHA-256)."""
     canonical = json.dumps(
-        {"rows": rows_sha256, "spec": spec.model_dump(mode="json", exclude_defaults=True)}, sort_keys=True, separators=(",", ":")
+        {"rows": rows_sha256, "spec": spec.model_dump(mode="json", exclude_defaults=True)},
+        sort_keys=True,
+        separators=(",", ":"),
     )
     return hashlib.sha256(canonical.encode()).hexdigest()

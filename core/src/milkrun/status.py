@@ -74,7 +74,8 @@ class OnMismatch(StrEnum):
     """What a submit does when its key's job has other inputs."""
 
     fail = "fail"  #: refuse with 422 `idempotency_mismatch`
-    replace = "replace"  #: cancel the old job if it is alive; the new one takes the key
+    replace = "replace"  # type: ignore[assignment]  # str has a method of that name
+    #: cancel the old job if it is alive; the new one takes the key
 
 
 class FeedEvents(StrEnum):

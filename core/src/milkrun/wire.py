@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-from milkrun.status import InputFormat, JobKind, JobStatus, OnMismatch, Reuse, TERMINAL
+from milkrun.status import TERMINAL, InputFormat, JobKind, JobStatus, OnMismatch, Reuse
 
 MAX_INLINE_BYTES = 262_144  #: larger inputs are uploaded as a file first
 
@@ -146,7 +146,9 @@ class Job(_Answer):
     rows_failed: int = 0
     rows_cancelled: int = 0  #: undecided when the job was stopped
     rows_done: int = 0  #: decided rows and, while it runs, finished rows that wait for their chunk (advisory)
-    row_errors: dict[str, int] = Field(default_factory=dict)  #: failed rows by `RowErrorCode`; only in `GET /api/jobs/{id}`
+    row_errors: dict[str, int] = Field(
+        default_factory=dict
+    )  #: failed rows by `RowErrorCode`; only in `GET /api/jobs/{id}`
     input_complete: bool = False  #: the whole input was read
     usage: Usage = Field(default_factory=Usage)
     url: str  #: the job's page

@@ -1,0 +1,457 @@
+"""
+`Milkrun` and `AsyncMilkrun`: the same methods, blocking and awaiting, one line each over `_operations`.
+"""
+
+import os
+import warnings
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from typing import Any, Self, Unpack
+from uuid import uuid4
+
+import httpx
+from pydantic import ValidationError
+
+from milkrun import _inputs, _operations, _schema, outcome, wire
+from milkrun._drivers import Awaiting, Blocking, Operation
+from milkrun._operations import Link, Progress
+from milkrun._options import DEFAULTS, SubmitOptions, spelled_out
+from milkrun._results import AsyncResults, Results
+from milkrun.exceptions import LocalEngineError
+from milkrun.settings import Settings
+from milkrun.status import FeedEvents, JobKind, JobStatus
+
+_SPEC = ("kind", "model", "system_prompt", "key_column")
+_REQUEST = ("reuse", "on_mismatch", "name", "description", "external_url")
+_LOOPBACK = ("all://127.0.0.1", "all://localhost", "all://[::1]")  # never through a proxy
+
+
+class _Client:
+    """Configuration and argument checks; no I/O."""
+
+    def __init__(
+        self,
+        url: str | None,
+        api_key: str | None,
+        local: bool | None,
+        data_dir: str | os.PathLike[str] | None,
+    ) -> None:
+        self.settings = Settings.load(url=url, api_key=api_key, local=local, data_dir=data_dir)
+        if self.settings.url is None and not self.settings.local:
+            raise LocalEngineError(
+                "No engine address is set, and this client may not start a local engine. "
+                "Set MILKRUN_URL and MILKRUN_API_KEY, or give url= and api_key=."
+            )
+        self._link = Link(self.settings)
+        self._closed = False
+
+    def __repr__(self) -> str:
+        where = self.settings.url or f"local engine in {self.settings.data_dir}"
+        return f"<{type(self).__name__} {where}>"
+
+    def __del__(self, warn: Callable[..., None] = warnings.warn) -> None:
+        if not getattr(self, "_closed", True):
+            warn(
+                f"{self!r} was not closed: use it in a with statement, or call its close method",
+                ResourceWarning,
+                stacklevel=2,
+            )
+
+    def _submit(self, rows: Any, options: SubmitOptions) -> Operation[wire.Submitted]:
+        """Check the arguments now; the operation does the rest."""
+        given: dict[str, Any] = {**DEFAULTS, **{name: value for name, value in options.items() if value is not None}}
+        rows = _inputs.chosen(rows, given.get("inputs"), given.get("data"))
+        schema = given.get("output_schema")
+        key, submission_id = given.get("idempotency_key", uuid4().hex), uuid4().hex
+
+        def request(**source: Any) -> wire.SubmitRequest:
+            try:
+                spec = wire.JobSpec(
+                    **{name: given[name] for name in _SPEC if name in given},
+                    prompt=_inputs.template(given.get("prompt"), given.get("column")),
+                    sampling=dict(given.get("sampling", {})),
+                    output_schema=_schema.to_wire(schema),
+                )
+                return wire.SubmitRequest(
+                    **{name: given[name] for name in _REQUEST if name in given},
+                    **source,
+                    spec=spec,
+                    priority=given["job_priority"],
+                    labels=dict(given.get("labels", {})),
+                    idempotency_key=key,
+                    submission_id=submission_id,
+                )
+            except ValidationError as error:
+                first = error.errors()[0]
+                where = ".".join(str(part) for part in first["loc"]).replace("priority", "job_priority")
+                raise ValueError(f"{where}: {first['msg']}" if where else first["msg"]) from None
+
+        request(rows=[])
+        return _operations.submit(self._link, rows, request, schema)
+
+    def _results(self, job_id: str) -> Operation[tuple[wire.Job, int]]:
+        job = yield from _operations.job(self._link, job_id)
+        first = yield from _operations.page(self._link, job_id, after=-1, limit=1)
+        return job, first["settled"]
+
+    def _ended_results(
+        self, job_id: str, timeout: float | None, max_failed_rows: int | None, on_progress: Progress | None
+    ) -> Operation[tuple[wire.Job, int]]:
+        job = yield from _operations.wait(self._link, job_id, timeout=timeout, on_progress=on_progress)
+        outcome.check(job, max_failed_rows)
+        return (yield from self._results(job_id))
+
+    def _parser(self, job_id: str, schema: Any) -> _schema.Parser | None:
+        return _schema.parser(schema if schema is not None else self._link.schemas.get(job_id))
+
+    def _attach(self, idempotency_key: str, input_hash: str | None) -> Operation[wire.Submitted]:
+        return _operations.attach(
+            self._link, wire.AttachRequest(idempotency_key=idempotency_key, input_hash=input_hash)
+        )
+
+    def _jobs(
+        self, limit: int | None, status: JobStatus | str | None, labels: Mapping[str, str] | None
+    ) -> Operation[list[wire.Job]]:
+        return _operations.jobs(
+            self._link, limit=limit, status=None if status is None else JobStatus(status), labels=labels
+        )
+
+    def _changes(
+        self, after: str | None, wait: float, on: FeedEvents | str, labels: Mapping[str, str] | None, limit: int | None
+    ) -> Operation[wire.Changes]:
+        return _operations.changes(self._link, after=after, wait=wait, on=FeedEvents(on), labels=labels, limit=limit)
+
+
+class Milkrun(_Client):
+    """
+    A client of one engine.
+
+    Without `url` (or `MILKRUN_URL`) it finds or starts this user's local engine at its first request, unless
+    `local=False`. Safe to share between threads; close it, or use it in a with statement.
+
+    Example:
+        with Milkrun() as client:
+            job_id = client.infer(["Say hello."], model="smollm2-135m-instruct")
+            results = client.await_job_results(job_id)
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        api_key: str | None = None,
+        *,
+        local: bool | None = None,
+        data_dir: str | os.PathLike[str] | None = None,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        super().__init__(url, api_key, local, data_dir)
+        self._driver = Blocking(httpx.Client(transport=transport, mounts=dict.fromkeys(_LOOPBACK)))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections; jobs go on."""
+        self._closed = True
+        self._driver.http.close()
+
+    @spelled_out
+    def infer(self, rows: Any = None, **options: Unpack[SubmitOptions]) -> str:
+        """
+        Submit rows to a model and return the job's id at once.
+
+        Repeating the call with the same `idempotency_key` and inputs returns the same job; without
+        a key each call is a job of its own, and retries in between still never make a second one.
+
+        Args:
+            rows: a list or iterable of texts, of chat message lists or of dicts; a pandas, polars or pyarrow table;
+                the path of a CSV, TSV, JSONL or Parquet file. `inputs=` and `data=` are other names for it.
+            options: see `milkrun.SubmitOptions`.
+
+        Raises:
+            TypeError, ValueError: an argument is wrong; nothing was sent.
+            MilkrunError: the engine could not be reached, or refused.
+        """
+        return self._driver.run(self._submit(rows, options)).job.id
+
+    @spelled_out
+    def submit(self, rows: Any = None, **options: Unpack[SubmitOptions]) -> wire.Submitted:
+        """Submit as `infer` does; return the whole answer: the job, the claim for `cancel`, whether it was reused."""
+        return self._driver.run(self._submit(rows, options))
+
+    @spelled_out
+    def embed(self, rows: Any = None, **options: Unpack[SubmitOptions]) -> str:
+        """Submit rows to an embedding model and return the job's id; each row's output is a list of numbers."""
+        options["kind"] = JobKind.embed
+        return self.infer(rows, **options)
+
+    def attach(self, idempotency_key: str, input_hash: str | None = None) -> wire.Submitted:
+        """Find a key's job without sending its rows; another `input_hash` than the job's is a `Conflict`."""
+        return self._driver.run(self._attach(idempotency_key, input_hash))
+
+    def job(self, job_id: str) -> wire.Job:
+        """Return the job as it stands."""
+        return self._driver.run(_operations.job(self._link, job_id))
+
+    def jobs(
+        self, limit: int | None = 100, status: JobStatus | str | None = None, labels: Mapping[str, str] | None = None
+    ) -> list[wire.Job]:
+        """Return jobs, newest first."""
+        return self._driver.run(self._jobs(limit, status, labels))
+
+    def wait(self, job_id: str, timeout: float | None = None, on_progress: Progress | None = None) -> wire.Job:
+        """
+        Wait until the job has ended and return it, however it ended.
+
+        `on_progress` is called with the job whenever it has moved, at most about once a second.
+        Survives an engine that restarts in between.
+
+        Raises:
+            WaitTimeout: it had not ended after `timeout` seconds; it goes on.
+        """
+        return self._driver.run(_operations.wait(self._link, job_id, timeout=timeout, on_progress=on_progress))
+
+    def as_ended(self, job_ids: Iterable[str], timeout: float | None = None) -> Iterator[wire.Job]:
+        """
+        Yield each of the jobs as it ends, however it ended; any number of jobs through one connection.
+
+        The jobs' `row_errors` are empty here; `job(id)` has them.
+
+        Raises:
+            WaitTimeout: some had not ended after `timeout` seconds; they go on.
+        """
+        return self._driver.iterate(_operations.as_ended(self._link, job_ids, timeout=timeout))
+
+    def changes(
+        self,
+        after: str | None = None,
+        wait: float = 0.0,
+        on: FeedEvents | str = FeedEvents.end,
+        labels: Mapping[str, str] | None = None,
+        limit: int | None = None,
+    ) -> wire.Changes:
+        """
+        Return the jobs that changed since the cursor `after`, each once, in its latest state.
+
+        Without `after` the answer is the current cursor alone. With `wait` the engine holds the answer for up to
+        that many seconds. A `ResponseError` with code `cursor_lost` asks to read the jobs by id and begin anew.
+        """
+        return self._driver.run(self._changes(after, wait, on, labels, limit))
+
+    def results(self, job_id: str, schema: Any = None) -> Results:
+        """
+        Return the job's results, as many as are readable now; it need not have ended.
+
+        `schema` (a pydantic model or a JSON schema) fills `row.parsed`; a client knows it already for
+        the jobs that it submitted itself.
+        """
+        job, count = self._driver.run(self._results(job_id))
+        return Results(self._driver, self._link, job, count, self._parser(job_id, schema))
+
+    def await_job_results(
+        self,
+        job_id: str,
+        timeout: float | None = None,
+        *,
+        max_failed_rows: int | None = None,
+        on_progress: Progress | None = None,
+        schema: Any = None,
+    ) -> Results:
+        """
+        Wait until the job has ended and return its results, in the caller's row order.
+
+        Rows that failed carry an error; they make the job no failure unless they are more than `max_failed_rows`.
+
+        Raises:
+            JobFailed, JobCancelled, JobExpired, TooManyRowsFailed: the job did not end as it should.
+            WaitTimeout: it had not ended after `timeout` seconds; it goes on.
+        """
+        ended = self._ended_results(job_id, timeout, max_failed_rows, on_progress)
+        job, count = self._driver.run(ended)
+        return Results(self._driver, self._link, job, count, self._parser(job_id, schema))
+
+    def cancel(self, job_id: str, claim: int | None = None) -> wire.Job:
+        """
+        Stop the job and return it; committed rows stay readable, and an ended job is left as it is.
+
+        With a `claim` (from submit or attach) an older attempt can't stop a newer one's job: that is a `Conflict`.
+        """
+        return self._driver.run(_operations.cancel(self._link, job_id, claim))
+
+    def models(self) -> list[wire.ModelInfo]:
+        """Return the models that jobs may name."""
+        return self._driver.run(_operations.models(self._link))
+
+    def health(self) -> wire.Health:
+        """Return the engine's own word on how it is."""
+        return self._driver.run(_operations.health(self._link))
+
+
+class AsyncMilkrun(_Client):
+    """
+    A client of one engine; its methods are awaited.
+
+    Without `url` (or `MILKRUN_URL`) it finds or starts this user's local engine at its first request, unless
+    `local=False`. Use it within one event loop; close it, or use it in an async with statement.
+
+    Example:
+        async with AsyncMilkrun() as client:
+            job_id = await client.infer(["Say hello."], model="smollm2-135m-instruct")
+            results = await client.await_job_results(job_id)
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        api_key: str | None = None,
+        *,
+        local: bool | None = None,
+        data_dir: str | os.PathLike[str] | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        super().__init__(url, api_key, local, data_dir)
+        self._driver = Awaiting(httpx.AsyncClient(transport=transport, mounts=dict.fromkeys(_LOOPBACK)))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections; jobs go on."""
+        self._closed = True
+        await self._driver.http.aclose()
+
+    @spelled_out
+    async def infer(self, rows: Any = None, **options: Unpack[SubmitOptions]) -> str:
+        """
+        Submit rows to a model and return the job's id at once.
+
+        Repeating the call with the same `idempotency_key` and inputs returns the same job; without
+        a key each call is a job of its own, and retries in between still never make a second one.
+
+        Args:
+            rows: a list or iterable of texts, of chat message lists or of dicts; a pandas, polars or pyarrow table;
+                the path of a CSV, TSV, JSONL or Parquet file. `inputs=` and `data=` are other names for it.
+            options: see `milkrun.SubmitOptions`.
+
+        Raises:
+            TypeError, ValueError: an argument is wrong; nothing was sent.
+            MilkrunError: the engine could not be reached, or refused.
+        """
+        return (await self._driver.run(self._submit(rows, options))).job.id
+
+    @spelled_out
+    async def submit(self, rows: Any = None, **options: Unpack[SubmitOptions]) -> wire.Submitted:
+        """Submit as `infer` does; return the whole answer: the job, the claim for `cancel`, whether it was reused."""
+        return await self._driver.run(self._submit(rows, options))
+
+    @spelled_out
+    async def embed(self, rows: Any = None, **options: Unpack[SubmitOptions]) -> str:
+        """Submit rows to an embedding model and return the job's id; each row's output is a list of numbers."""
+        options["kind"] = JobKind.embed
+        return await self.infer(rows, **options)
+
+    async def attach(self, idempotency_key: str, input_hash: str | None = None) -> wire.Submitted:
+        """Find a key's job without sending its rows; another `input_hash` than the job's is a `Conflict`."""
+        return await self._driver.run(self._attach(idempotency_key, input_hash))
+
+    async def job(self, job_id: str) -> wire.Job:
+        """Return the job as it stands."""
+        return await self._driver.run(_operations.job(self._link, job_id))
+
+    async def jobs(
+        self, limit: int | None = 100, status: JobStatus | str | None = None, labels: Mapping[str, str] | None = None
+    ) -> list[wire.Job]:
+        """Return jobs, newest first."""
+        return await self._driver.run(self._jobs(limit, status, labels))
+
+    async def wait(self, job_id: str, timeout: float | None = None, on_progress: Progress | None = None) -> wire.Job:
+        """
+        Wait until the job has ended and return it, however it ended.
+
+        `on_progress` is called with the job whenever it has moved, at most about once a second.
+        Survives an engine that restarts in between.
+
+        Raises:
+            WaitTimeout: it had not ended after `timeout` seconds; it goes on.
+        """
+        return await self._driver.run(_operations.wait(self._link, job_id, timeout=timeout, on_progress=on_progress))
+
+    def as_ended(self, job_ids: Iterable[str], timeout: float | None = None) -> AsyncIterator[wire.Job]:
+        """
+        Yield each of the jobs as it ends, however it ended; any number of jobs through one connection.
+
+        The jobs' `row_errors` are empty here; `job(id)` has them.
+
+        Raises:
+            WaitTimeout: some had not ended after `timeout` seconds; they go on.
+        """
+        return self._driver.iterate(_operations.as_ended(self._link, job_ids, timeout=timeout))
+
+    async def changes(
+        self,
+        after: str | None = None,
+        wait: float = 0.0,
+        on: FeedEvents | str = FeedEvents.end,
+        labels: Mapping[str, str] | None = None,
+        limit: int | None = None,
+    ) -> wire.Changes:
+        """
+        Return the jobs that changed since the cursor `after`, each once, in its latest state.
+
+        Without `after` the answer is the current cursor alone. With `wait` the engine holds the answer for up to
+        that many seconds. A `ResponseError` with code `cursor_lost` asks to read the jobs by id and begin anew.
+        """
+        return await self._driver.run(self._changes(after, wait, on, labels, limit))
+
+    async def results(self, job_id: str, schema: Any = None) -> AsyncResults:
+        """
+        Return the job's results, as many as are readable now; it need not have ended.
+
+        `schema` (a pydantic model or a JSON schema) fills `row.parsed`; a client knows it already for
+        the jobs that it submitted itself.
+        """
+        job, count = await self._driver.run(self._results(job_id))
+        return AsyncResults(self._driver, self._link, job, count, self._parser(job_id, schema))
+
+    async def await_job_results(
+        self,
+        job_id: str,
+        timeout: float | None = None,
+        *,
+        max_failed_rows: int | None = None,
+        on_progress: Progress | None = None,
+        schema: Any = None,
+    ) -> AsyncResults:
+        """
+        Wait until the job has ended and return its results, in the caller's row order.
+
+        Rows that failed carry an error; they make the job no failure unless they are more than `max_failed_rows`.
+
+        Raises:
+            JobFailed, JobCancelled, JobExpired, TooManyRowsFailed: the job did not end as it should.
+            WaitTimeout: it had not ended after `timeout` seconds; it goes on.
+        """
+        ended = self._ended_results(job_id, timeout, max_failed_rows, on_progress)
+        job, count = await self._driver.run(ended)
+        return AsyncResults(self._driver, self._link, job, count, self._parser(job_id, schema))
+
+    async def cancel(self, job_id: str, claim: int | None = None) -> wire.Job:
+        """
+        Stop the job and return it; committed rows stay readable, and an ended job is left as it is.
+
+        With a `claim` (from submit or attach) an older attempt can't stop a newer one's job: that is a `Conflict`.
+        """
+        return await self._driver.run(_operations.cancel(self._link, job_id, claim))
+
+    async def models(self) -> list[wire.ModelInfo]:
+        """Return the models that jobs may name."""
+        return await self._driver.run(_operations.models(self._link))
+
+    async def health(self) -> wire.Health:
+        """Return the engine's own word on how it is."""
+        return await self._driver.run(_operations.health(self._link))

@@ -1,0 +1,269 @@
+"""
+The commands over a `Milkrun` client, a few lines each.
+
+Data goes to stdout, everything for a person's eyes to stderr. Other distributions add
+commands by the entry-point group `milkrun.commands`: each entry is a `typer.Typer`.
+"""
+
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from importlib.metadata import entry_points, version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import BaseModel
+from rich.console import Console
+from rich.table import Table
+
+from milkrun import outcome
+from milkrun._bar import Bar
+from milkrun._client import Milkrun
+from milkrun._results import Results
+from milkrun.exceptions import JobError, MilkrunError, WaitTimeout
+from milkrun.status import JobStatus, ResultFormat
+from milkrun.wire import Job, OutputSchema
+
+_EXITS = "Exit codes: 0 ok, 1 error, 2 wrong usage, 3 the job failed, was cancelled or expired, 4 the wait timed out."
+_SHOWN_ROWS = 20
+
+app = typer.Typer(
+    help="Batch LLM inference on your own machines.",
+    epilog=_EXITS,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+_err = Console(stderr=True)
+
+JobId = Annotated[str, typer.Argument(metavar="JOB_ID", help="As printed by submit.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+Timeout = Annotated[float | None, typer.Option(help="Stop waiting after this many seconds (exit code 4).")]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="Write the results to this file.")]
+Labels = Annotated[list[str] | None, typer.Option("--label", metavar="K=V", help="May be repeated.")]
+
+
+@app.callback()
+def _common(
+    context: typer.Context,
+    url: Annotated[str | None, typer.Option(help="The engine; else MILKRUN_URL, else the local engine.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Where the local engine lives.")] = None,
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    if show_version:
+        typer.echo(version("milkrun"))
+        raise typer.Exit
+    context.obj = {"url": url, "data_dir": data_dir}
+
+
+@app.command()
+def submit(
+    context: typer.Context,
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A CSV, TSV, JSONL or Parquet file; - reads JSON Lines.")],
+    prompt: Annotated[str | None, typer.Option(help='A template over the columns: "Classify: {text}".')] = None,
+    column: Annotated[str | None, typer.Option(help="The column that is the prompt.")] = None,
+    model: Annotated[str | None, typer.Option(help="Else the engine's default model.")] = None,
+    system_prompt: Annotated[str | None, typer.Option(help="Goes before every row.")] = None,
+    choices: Annotated[str | None, typer.Option(metavar="A,B", help="Answer with one of these.")] = None,
+    schema: Annotated[Path | None, typer.Option(help="A file with the JSON schema of an answer.")] = None,
+    priority: Annotated[int, typer.Option(min=0, max=10, help="Smaller is sooner.")] = 1,
+    name: Annotated[str | None, typer.Option(help="Shown in lists and on the page.")] = None,
+    label: Labels = None,
+    key_column: Annotated[str | None, typer.Option(help="The column that labels a row in the results.")] = None,
+    idempotency_key: Annotated[str | None, typer.Option(help="The same key and inputs give the same job.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the end.")] = False,
+    timeout: Timeout = None,
+    output: Output = None,
+    as_json: AsJson = False,
+) -> None:
+    """Submit a file of rows; print the job's id. --output waits and saves the results."""
+    if choices is not None and schema is not None:
+        raise typer.BadParameter("give --choices or --schema, not both")
+    output_schema: Any = [each.strip() for each in choices.split(",")] if choices is not None else None
+    if schema is not None:
+        output_schema = OutputSchema(json_schema=json.loads(schema.read_bytes()))
+    with Milkrun(**context.obj) as client:
+        submitted = client.submit(
+            _stdin_rows() if file == "-" else file,
+            prompt=prompt,
+            column=column,
+            model=model,
+            system_prompt=system_prompt,
+            output_schema=output_schema,
+            job_priority=priority,
+            name=name,
+            labels=_labels(label),
+            key_column=key_column,
+            idempotency_key=idempotency_key,
+        )
+        job = submitted.job
+        if not wait and output is None:
+            _print(submitted, job.id, as_json=as_json)
+            return
+        _err.print(f"job {job.id}  {job.url}", soft_wrap=True, highlight=False)
+        _finish(client, job.id, timeout, output, as_json=as_json)
+
+
+@app.command()
+def status(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
+    """Show a job as it stands."""
+    with Milkrun(**context.obj) as client:
+        job = client.job(job_id)
+        _print(job, _facts(job), as_json=as_json)
+
+
+@app.command()
+def wait(
+    context: typer.Context, job_id: JobId, timeout: Timeout = None, output: Output = None, as_json: AsJson = False
+) -> None:
+    """Wait until a job has ended, with a live bar."""
+    with Milkrun(**context.obj) as client:
+        _finish(client, job_id, timeout, output, as_json=as_json)
+
+
+@app.command()
+def results(
+    context: typer.Context,
+    job_id: JobId,
+    output: Output = None,
+    form: Annotated[ResultFormat | None, typer.Option("--format", help="Else by the file's suffix.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show a job's first rows; or write all that are readable, to a file or (--format, --json) to stdout."""
+    with Milkrun(**context.obj) as client:
+        found = client.results(job_id)
+        if output is not None:
+            _save(found, output, form, as_json=as_json)
+        elif form is not None or as_json:
+            with tempfile.TemporaryDirectory(prefix="milkrun-") as folder:
+                with found.save(Path(folder) / "results", format=form or ResultFormat.jsonl).open("rb") as file:
+                    shutil.copyfileobj(file, sys.stdout.buffer)
+                sys.stdout.buffer.flush()
+        else:
+            _show_rows(found)
+
+
+@app.command()
+def jobs(
+    context: typer.Context,
+    limit: Annotated[int, typer.Option(min=1, help="How many, newest first.")] = 20,
+    state: Annotated[JobStatus | None, typer.Option("--status", help="Only those.")] = None,
+    label: Labels = None,
+    as_json: AsJson = False,
+) -> None:
+    """List jobs, newest first."""
+    with Milkrun(**context.obj) as client:
+        found = client.jobs(limit, state, _labels(label))
+    if as_json:
+        typer.echo(json.dumps([job.model_dump(mode="json") for job in found]))
+        return
+    table = Table("job", "status", "rows", "failed", "model", "name", "created", box=None)
+    for job in found:
+        total = "?" if job.rows_total is None else f"{job.rows_total:,}"
+        rows = f"{job.rows_done:,}/{total}"
+        created = f"{job.created_at.astimezone():%Y-%m-%d %H:%M:%S}"
+        table.add_row(job.id, job.status.value, rows, str(job.rows_failed), job.model, job.name or "", created)
+    Console().print(table)
+
+
+@app.command()
+def cancel(
+    context: typer.Context,
+    job_id: JobId,
+    claim: Annotated[int | None, typer.Option(help="Refuse if a newer attempt owns the job.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Stop a job; what was committed stays readable."""
+    with Milkrun(**context.obj) as client:
+        job = client.cancel(job_id, claim)
+        _print(job, _facts(job), as_json=as_json)
+
+
+def _finish(client: Milkrun, job_id: str, timeout: float | None, output: Path | None, *, as_json: bool) -> None:
+    with Bar(_err) as bar:
+        job = client.wait(job_id, timeout, bar.show)
+    _print(job, _facts(job), as_json=as_json)
+    outcome.check(job)
+    if output is not None:
+        _save(client.results(job_id), output, None, as_json=True)
+
+
+def _save(found: Results, output: Path, form: ResultFormat | None, *, as_json: bool) -> None:
+    path = found.save(output, format=form)
+    if as_json:
+        _err.print(f"{len(found):,} rows in {path}", soft_wrap=True, highlight=False)
+    else:
+        typer.echo(f"{len(found):,} rows in {path}")
+
+
+def _show_rows(found: Results) -> None:
+    table = Table("index", "key", "output", "error", box=None)
+    for row in found:
+        if row.index >= _SHOWN_ROWS:
+            break
+        answer = row.text if row.text is not None or row.error else json.dumps(row.output)[:60]
+        table.add_row(str(row.index), row.key or "", answer or "", row.error.code if row.error else "")
+    Console().print(table)
+    _err.print(f"{len(found):,} rows readable, job {found.job.status.value}; --output FILE writes them all")
+
+
+def _stdin_rows() -> Iterator[Any]:
+    # Lines as bytes: text mode and str.splitlines would also cut at U+2028, which is legal inside a JSON string.
+    for number, line in enumerate(sys.stdin.buffer, 1):
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"line {number} of the input is no JSON: {error}") from None
+
+
+def _labels(pairs: list[str] | None) -> dict[str, str]:
+    labels = dict(pair.partition("=")[::2] for pair in pairs or [])
+    if not all(labels.values()) or "" in labels:
+        raise typer.BadParameter("a label is written key=value")
+    return labels
+
+
+def _facts(job: Job) -> str:
+    facts = {name: value for name, value in outcome.summary(job).items() if value is not None}
+    if job.waiting_reason:
+        facts["waiting_reason"] = job.waiting_reason
+    return "\n".join(f"{name:<18}{value}" for name, value in facts.items())
+
+
+def _print(answer: BaseModel, text: str, *, as_json: bool) -> None:
+    typer.echo(answer.model_dump_json() if as_json else text)
+
+
+def _add_plugins() -> None:
+    for entry in entry_points(group="milkrun.commands"):
+        try:
+            plugin = entry.load()
+        except Exception as error:
+            _err.print(f"milkrun: the commands of {entry.value} could not be loaded: {error}", markup=False)
+            continue
+        app.registered_commands += plugin.registered_commands
+        app.registered_groups += plugin.registered_groups
+
+
+def main() -> None:
+    """Run the command line; errors are one line and an exit code."""
+    _add_plugins()
+    try:
+        app()
+    except JobError as error:
+        _fail(error, 3)
+    except WaitTimeout as error:
+        _fail(error, 4)
+    except (MilkrunError, OSError, ImportError) as error:
+        _fail(error, 1)
+    except (ValueError, TypeError) as error:
+        _fail(error, 2)
+
+
+def _fail(error: Exception, code: int) -> None:
+    _err.print(f"milkrun: {error}", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(code)

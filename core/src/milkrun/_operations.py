@@ -1,0 +1,318 @@
+"""
+What each method of the client does, as generators of effects: no I/O happens here.
+
+Retries, waiting, paging and error mapping exist once, for both clients; `milkrun._drivers`
+performs what is yielded, blocking or awaiting.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import IO, Any, TypeVar, cast
+from uuid import uuid4
+
+import httpx
+
+from milkrun import _inputs, _requests, _retry, local, outcome, wire
+from milkrun._drivers import Emit, Operation, Perform, Send, Sleep, Stream
+from milkrun._requests import Call, Endpoint
+from milkrun.exceptions import NotFound, RequestError, ResponseError, UnexpectedResponse, WaitTimeout
+from milkrun.settings import Settings
+from milkrun.status import FeedEvents, JobStatus, ResultFormat
+
+T = TypeVar("T")
+POLL_SECONDS = 25.0  # how long one request to the change feed may stay open
+IDS_A_REQUEST = 100
+PAGE_JOBS = 100
+Progress = Callable[[wire.Job], object]
+
+
+@dataclass(slots=True)
+class Link:
+    """The engine that a client talks to; a local one is found at the first request, and again when it has gone."""
+
+    settings: Settings
+    endpoint: Endpoint | None = None
+    clock: Callable[[], float] = time.monotonic
+    schemas: dict[str, Any] = field(default_factory=dict)  #: the output_schema of jobs that this client submitted
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the engine is this user's local one."""
+        return self.settings.url is None
+
+    def locate(self) -> Endpoint:
+        """Find the engine, starting the local one if need be. Blocking."""
+        if self.settings.url is not None:
+            return Endpoint(url=self.settings.url, api_key=self.settings.api_key)
+        engine = local.ensure(self.settings.data_dir)
+        return Endpoint(url=engine.url, api_key=engine.api_key)
+
+
+def perform(function: Callable[[], T]) -> Operation[T]:
+    """Run a blocking function."""
+    return cast(T, (yield Perform(function)))
+
+
+def exchange(
+    link: Link, call: Call, *, policy: _retry.Policy = _retry.QUICK, into: IO[bytes] | None = None
+) -> Operation[httpx.Response]:
+    """
+    Get a successful answer, retrying what may pass.
+
+    Raises:
+        MilkrunError: the one for what came instead.
+    """
+    started, attempt, moved = link.clock(), 0, False
+    while True:
+        endpoint = link.endpoint
+        if endpoint is None:
+            endpoint = link.endpoint = yield from perform(link.locate)
+        if into is not None:
+            into.seek(0)
+            into.truncate()
+        cause: httpx.TransportError | None = None
+        answer: httpx.Response | httpx.TransportError
+        try:
+            answer = yield Send(call.build(endpoint), into)
+        except httpx.TransportError as error:
+            answer = cause = error
+        if isinstance(answer, httpx.Response) and answer.is_success:
+            return answer
+        if link.is_local and not moved and _has_gone(answer):
+            moved, link.endpoint = True, None
+            continue
+        attempt += 1
+        pause = _retry.pause(policy, attempt, link.clock() - started, answer)
+        if pause is None:
+            raise _requests.failure(answer, call) from cause
+        yield Sleep(pause)
+
+
+def _has_gone(answer: httpx.Response | httpx.TransportError) -> bool:
+    """Whether a local engine stopped: nobody listens, or another engine took the port and doesn't know our key."""
+    return isinstance(answer, httpx.ConnectError) or (isinstance(answer, httpx.Response) and answer.status_code == 401)
+
+
+def submit(link: Link, rows: Any, request: Callable[..., wire.SubmitRequest], schema: Any) -> Operation[wire.Submitted]:
+    """Send rows (inline or as a file) and the request around them."""
+    prepared = yield from perform(lambda: _inputs.prepare(rows))
+    try:
+        if prepared.file is None:
+            call = _requests.submit(request(rows=[]), prepared.lines or [])
+        else:
+            body = _requests.FileBody(prepared.file, prepared.size)
+            answer = yield from exchange(link, _requests.upload(body, prepared.format))
+            uploaded = _requests.read(wire.InputFile, answer)
+            if uploaded.sha256 != body.sha256:
+                raise UnexpectedResponse(
+                    "The input arrived with other bytes than were sent; nothing was submitted. Try again."
+                )
+            call = _requests.submit(request(input=wire.InputRef(file_id=uploaded.id)), None)
+    finally:
+        prepared.close()
+    submitted = _requests.read(wire.Submitted, (yield from exchange(link, call)))
+    if schema is not None:
+        link.schemas[submitted.job.id] = schema
+    return submitted
+
+
+def attach(link: Link, request: wire.AttachRequest) -> Operation[wire.Submitted]:
+    """Find a key's job without sending its rows."""
+    return _requests.read(wire.Submitted, (yield from exchange(link, _requests.attach(request))))
+
+
+def job(link: Link, job_id: str, *, policy: _retry.Policy = _retry.QUICK) -> Operation[wire.Job]:
+    """Read one job."""
+    return _requests.read(wire.Job, (yield from exchange(link, _requests.get_job(job_id), policy=policy)))
+
+
+def jobs(
+    link: Link, *, limit: int | None, status: JobStatus | None, labels: Mapping[str, str] | None
+) -> Operation[list[wire.Job]]:
+    """List jobs, page by page."""
+    found: list[wire.Job] = []
+    before: str | None = None
+    while limit is None or len(found) < limit:
+        size = PAGE_JOBS if limit is None else min(PAGE_JOBS, limit - len(found))
+        call = _requests.get_jobs(limit=size, before=before, status=status, labels=labels)
+        page = _requests.read(wire.JobList, (yield from exchange(link, call)))
+        found += page.jobs
+        before = page.next
+        if before is None:
+            break
+    return found[:limit]
+
+
+def cancel(link: Link, job_id: str, claim: int | None) -> Operation[wire.Job]:
+    """Stop a job."""
+    return _requests.read(wire.Job, (yield from exchange(link, _requests.cancel(job_id, claim))))
+
+
+def models(link: Link) -> Operation[list[wire.ModelInfo]]:
+    """List models."""
+    return _requests.read(wire.ModelList, (yield from exchange(link, _requests.MODELS))).models
+
+
+def health(link: Link) -> Operation[wire.Health]:
+    """Ask the engine how it is."""
+    return _requests.read(wire.Health, (yield from exchange(link, _requests.HEALTH)))
+
+
+def changes(
+    link: Link,
+    *,
+    after: str | None = None,
+    wait: float = 0.0,
+    on: FeedEvents = FeedEvents.end,
+    labels: Mapping[str, str] | None = None,
+    limit: int | None = None,
+    policy: _retry.Policy = _retry.QUICK,
+) -> Operation[wire.Changes]:
+    """Read the change feed once."""
+    call = _requests.changes(after=after, wait_seconds=wait, on=on, limit=limit, labels=labels)
+    return _requests.read(wire.Changes, (yield from exchange(link, call, policy=policy)))
+
+
+def wait(link: Link, job_id: str, *, timeout: float | None, on_progress: Progress | None) -> Operation[wire.Job]:
+    """
+    Follow one job to its end.
+
+    Subscribes first and reads the job then, so an end between the two is never missed.
+    """
+    on = FeedEvents.end if on_progress is None else FeedEvents.progress
+    deadline = None if timeout is None else link.clock() + timeout
+    policy = _retry.QUICK  # a wrong address fails soon; an engine that was there once is worth patience
+    cursor: str | None = None
+    told: wire.Job | None = None
+    while True:
+        if cursor is None:
+            cursor = (yield from changes(link, on=on, policy=policy)).cursor
+            seen = yield from job(link, job_id, policy=policy)
+            policy = _retry.PATIENT
+        else:
+            news = yield from _poll(link, cursor, on, deadline, partial(_gave_up, seen))
+            cursor = news.cursor if news else None
+            if news and job_id in news.deleted:
+                raise _deleted([job_id])
+            seen = next((changed for changed in news.jobs if changed.id == job_id), seen) if news else seen
+        if on_progress is not None and seen != told:
+            on_progress(seen)
+        told = seen
+        if seen.is_terminal:
+            # The feed's jobs are brief; the job itself also counts its failed rows by error code.
+            return (yield from job(link, job_id, policy=policy))
+
+
+def as_ended(link: Link, job_ids: Iterable[str], *, timeout: float | None) -> Stream[wire.Job]:
+    """Follow any number of jobs through one connection; emit each as it ends."""
+    deadline = None if timeout is None else link.clock() + timeout
+    pending: dict[str, wire.Job | None] = dict.fromkeys(job_ids)
+    policy = _retry.QUICK
+    cursor: str | None = None
+    while pending:
+        if cursor is None:
+            cursor = (yield from changes(link, policy=policy)).cursor
+            found = yield from _jobs_by_id(link, list(pending), policy)
+            policy = _retry.PATIENT
+        else:
+            news = yield from _poll(link, cursor, FeedEvents.end, deadline, partial(_gave_up_on, pending))
+            cursor = news.cursor if news else None
+            found = news.jobs if news else []
+            if news and (gone := pending.keys() & set(news.deleted)):
+                raise _deleted(sorted(gone))
+        for seen in found:
+            if seen.id not in pending:
+                continue
+            pending[seen.id] = seen
+            if seen.is_terminal:
+                del pending[seen.id]
+                yield Emit(seen)
+
+
+def _poll(
+    link: Link, cursor: str, on: FeedEvents, deadline: float | None, give_up: Callable[[], WaitTimeout]
+) -> Operation[wire.Changes | None]:
+    """Wait for news behind a cursor; None when the feed no longer knows it."""
+    patience = _retry.PATIENT.seconds
+    left = patience if deadline is None else deadline - link.clock()
+    if left <= 0:
+        raise give_up()
+    policy = replace(_retry.PATIENT, seconds=min(left, patience))
+    try:
+        return (yield from changes(link, after=cursor, wait=min(left, POLL_SECONDS), on=on, policy=policy))
+    except (RequestError, ResponseError) as error:
+        if isinstance(error, ResponseError) and error.code == "cursor_lost":
+            return None
+        if error.retryable and left < patience:
+            raise give_up() from error
+        raise
+
+
+def _jobs_by_id(link: Link, ids: list[str], policy: _retry.Policy) -> Operation[list[wire.Job]]:
+    found: list[wire.Job] = []
+    for start in range(0, len(ids), IDS_A_REQUEST):
+        some = ids[start : start + IDS_A_REQUEST]
+        call = _requests.get_jobs(limit=IDS_A_REQUEST, ids=some)
+        found += _requests.read(wire.JobList, (yield from exchange(link, call, policy=policy))).jobs
+    if missing := set(ids) - {each.id for each in found}:
+        raise _deleted(sorted(missing))
+    return found
+
+
+def _deleted(ids: list[str]) -> NotFound:
+    return NotFound(
+        f"No such job, or it was deleted: {', '.join(ids[:5])}{' …' if len(ids) > 5 else ''}. "
+        "Check the id; a deleted job's results are gone, so submit it again.",
+        status=404,
+        code="not_found",
+    )
+
+
+def _gave_up(seen: wire.Job) -> WaitTimeout:
+    return WaitTimeout(
+        f"Stopped waiting for job {seen.id}, still {seen.status} ({outcome.progress(seen)}). "
+        "It goes on: wait again, or cancel it.",
+        job=seen,
+    )
+
+
+def _gave_up_on(pending: Mapping[str, wire.Job | None]) -> WaitTimeout:
+    seen = next(each for each in pending.values() if each is not None)
+    return WaitTimeout(
+        f"Stopped waiting for {len(pending)} jobs, {seen.id} among them. They go on: wait again, or cancel them.",
+        job=seen,
+    )
+
+
+def page(link: Link, job_id: str, *, after: int, limit: int) -> Operation[dict[str, Any]]:
+    """Read one page of results."""
+    call = _requests.results_page(job_id, after=after, limit=limit)
+    return _requests.read_page((yield from exchange(link, call)))
+
+
+def pages(link: Link, job_id: str, *, count: int, page_rows: int) -> Stream[list[dict[str, Any]]]:
+    """Emit the first `count` rows, page by page; the cursor is the row index, so a dropped connection loses nothing."""
+    after = -1
+    while after + 1 < count:
+        found = yield from page(link, job_id, after=after, limit=min(page_rows, count - after - 1))
+        if not found["rows"]:
+            return
+        after = found["next_after"]
+        yield Emit(found["rows"])
+
+
+def save(link: Link, job_id: str, path: Path, kind: ResultFormat) -> Operation[Path]:
+    """Write the readable result to a file; the name appears only when the file is whole."""
+    draft = path.with_name(f".{path.name}.{uuid4().hex[:8]}.part")
+    file = yield from perform(lambda: draft.open("wb"))
+    try:
+        with file:
+            yield from exchange(link, _requests.export(job_id, kind), into=file)
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+    return path
