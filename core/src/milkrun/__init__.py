@@ -14,10 +14,10 @@ from typing import Any, Unpack
 
 from milkrun import _options
 from milkrun._client import AsyncMilkrun, Milkrun
-from milkrun._operations import Progress
 from milkrun._options import SubmitOptions
 from milkrun._outputs import ResultRow, RowError
 from milkrun._results import AsyncResults, Results
+from milkrun._waiting import Progress
 from milkrun.exceptions import (
     AuthenticationError,
     Conflict,

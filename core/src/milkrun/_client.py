@@ -3,125 +3,23 @@
 """
 
 import os
-import warnings
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from typing import Any, Self, Unpack
-from uuid import uuid4
 
 import httpx
-from pydantic import ValidationError
 
-from milkrun import _inputs, _operations, _schema, outcome, wire
-from milkrun._drivers import Awaiting, Blocking, Operation
-from milkrun._operations import Link, Progress
-from milkrun._options import DEFAULTS, SubmitOptions, spelled_out
+from milkrun import _operations, _waiting, wire
+from milkrun._base import BaseClient
+from milkrun._drivers import Awaiting, Blocking
+from milkrun._options import SubmitOptions, spelled_out
 from milkrun._results import AsyncResults, Results
-from milkrun.exceptions import LocalEngineError
-from milkrun.settings import Settings
+from milkrun._waiting import Progress
 from milkrun.status import FeedEvents, JobKind, JobStatus
 
-_SPEC = ("kind", "model", "system_prompt", "key_column")
-_REQUEST = ("reuse", "on_mismatch", "name", "description", "external_url")
 _LOOPBACK = ("all://127.0.0.1", "all://localhost", "all://[::1]")  # never through a proxy
 
 
-class _Client:
-    """Configuration and argument checks; no I/O."""
-
-    def __init__(
-        self,
-        url: str | None,
-        api_key: str | None,
-        local: bool | None,
-        data_dir: str | os.PathLike[str] | None,
-    ) -> None:
-        self.settings = Settings.load(url=url, api_key=api_key, local=local, data_dir=data_dir)
-        if self.settings.url is None and not self.settings.local:
-            raise LocalEngineError(
-                "No engine address is set, and this client may not start a local engine. "
-                "Set MILKRUN_URL and MILKRUN_API_KEY, or give url= and api_key=."
-            )
-        self._link = Link(self.settings)
-        self._closed = False
-
-    def __repr__(self) -> str:
-        where = self.settings.url or f"local engine in {self.settings.data_dir}"
-        return f"<{type(self).__name__} {where}>"
-
-    def __del__(self, warn: Callable[..., None] = warnings.warn) -> None:
-        if not getattr(self, "_closed", True):
-            warn(
-                f"{self!r} was not closed: use it in a with statement, or call its close method",
-                ResourceWarning,
-                stacklevel=2,
-            )
-
-    def _submit(self, rows: Any, options: SubmitOptions) -> Operation[wire.Submitted]:
-        """Check the arguments now; the operation does the rest."""
-        given: dict[str, Any] = {**DEFAULTS, **{name: value for name, value in options.items() if value is not None}}
-        rows = _inputs.chosen(rows, given.get("inputs"), given.get("data"))
-        schema = given.get("output_schema")
-        key, submission_id = given.get("idempotency_key", uuid4().hex), uuid4().hex
-
-        def request(**source: Any) -> wire.SubmitRequest:
-            try:
-                spec = wire.JobSpec(
-                    **{name: given[name] for name in _SPEC if name in given},
-                    prompt=_inputs.template(given.get("prompt"), given.get("column")),
-                    sampling=dict(given.get("sampling", {})),
-                    output_schema=_schema.to_wire(schema),
-                )
-                return wire.SubmitRequest(
-                    **{name: given[name] for name in _REQUEST if name in given},
-                    **source,
-                    spec=spec,
-                    priority=given["job_priority"],
-                    labels=dict(given.get("labels", {})),
-                    idempotency_key=key,
-                    submission_id=submission_id,
-                )
-            except ValidationError as error:
-                first = error.errors()[0]
-                where = ".".join(str(part) for part in first["loc"]).replace("priority", "job_priority")
-                raise ValueError(f"{where}: {first['msg']}" if where else first["msg"]) from None
-
-        request(rows=[])
-        return _operations.submit(self._link, rows, request, schema)
-
-    def _results(self, job_id: str) -> Operation[tuple[wire.Job, int]]:
-        job = yield from _operations.job(self._link, job_id)
-        first = yield from _operations.page(self._link, job_id, after=-1, limit=1)
-        return job, first["settled"]
-
-    def _ended_results(
-        self, job_id: str, timeout: float | None, max_failed_rows: int | None, on_progress: Progress | None
-    ) -> Operation[tuple[wire.Job, int]]:
-        job = yield from _operations.wait(self._link, job_id, timeout=timeout, on_progress=on_progress)
-        outcome.check(job, max_failed_rows)
-        return (yield from self._results(job_id))
-
-    def _parser(self, job_id: str, schema: Any) -> _schema.Parser | None:
-        return _schema.parser(schema if schema is not None else self._link.schemas.get(job_id))
-
-    def _attach(self, idempotency_key: str, input_hash: str | None) -> Operation[wire.Submitted]:
-        return _operations.attach(
-            self._link, wire.AttachRequest(idempotency_key=idempotency_key, input_hash=input_hash)
-        )
-
-    def _jobs(
-        self, limit: int | None, status: JobStatus | str | None, labels: Mapping[str, str] | None
-    ) -> Operation[list[wire.Job]]:
-        return _operations.jobs(
-            self._link, limit=limit, status=None if status is None else JobStatus(status), labels=labels
-        )
-
-    def _changes(
-        self, after: str | None, wait: float, on: FeedEvents | str, labels: Mapping[str, str] | None, limit: int | None
-    ) -> Operation[wire.Changes]:
-        return _operations.changes(self._link, after=after, wait=wait, on=FeedEvents(on), labels=labels, limit=limit)
-
-
-class Milkrun(_Client):
+class Milkrun(BaseClient):
     """
     A client of one engine.
 
@@ -211,7 +109,7 @@ class Milkrun(_Client):
         Raises:
             WaitTimeout: it had not ended after `timeout` seconds; it goes on.
         """
-        return self._driver.run(_operations.wait(self._link, job_id, timeout=timeout, on_progress=on_progress))
+        return self._driver.run(_waiting.wait(self._link, job_id, timeout=timeout, on_progress=on_progress))
 
     def as_ended(self, job_ids: Iterable[str], timeout: float | None = None) -> Iterator[wire.Job]:
         """
@@ -222,7 +120,7 @@ class Milkrun(_Client):
         Raises:
             WaitTimeout: some had not ended after `timeout` seconds; they go on.
         """
-        return self._driver.iterate(_operations.as_ended(self._link, job_ids, timeout=timeout))
+        return self._driver.iterate(_waiting.as_ended(self._link, job_ids, timeout=timeout))
 
     def changes(
         self,
@@ -289,7 +187,7 @@ class Milkrun(_Client):
         return self._driver.run(_operations.health(self._link))
 
 
-class AsyncMilkrun(_Client):
+class AsyncMilkrun(BaseClient):
     """
     A client of one engine; its methods are awaited.
 
@@ -379,7 +277,7 @@ class AsyncMilkrun(_Client):
         Raises:
             WaitTimeout: it had not ended after `timeout` seconds; it goes on.
         """
-        return await self._driver.run(_operations.wait(self._link, job_id, timeout=timeout, on_progress=on_progress))
+        return await self._driver.run(_waiting.wait(self._link, job_id, timeout=timeout, on_progress=on_progress))
 
     def as_ended(self, job_ids: Iterable[str], timeout: float | None = None) -> AsyncIterator[wire.Job]:
         """
@@ -390,7 +288,7 @@ class AsyncMilkrun(_Client):
         Raises:
             WaitTimeout: some had not ended after `timeout` seconds; they go on.
         """
-        return self._driver.iterate(_operations.as_ended(self._link, job_ids, timeout=timeout))
+        return self._driver.iterate(_waiting.as_ended(self._link, job_ids, timeout=timeout))
 
     async def changes(
         self,

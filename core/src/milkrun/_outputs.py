@@ -48,6 +48,7 @@ class ResultRow:
     error: RowError | None
     finish_reason: str | None
     usage: Usage
+    attempts: int  #: how often the row was tried
 
     @property
     def text(self) -> str | None:
@@ -67,12 +68,13 @@ class ResultRow:
             "prompt_tokens": self.usage.prompt_tokens,
             "cached_tokens": self.usage.cached_tokens,
             "completion_tokens": self.usage.completion_tokens,
+            "attempts": self.attempts,
         }
 
 
 def read_row(row: dict[str, Any], parse: Parser | None) -> ResultRow:
     """Read a row of a results page."""
-    error, output = row.get("error"), row.get("output")
+    error, output, attempts = row.get("error"), row.get("output"), row.get("attempts") or 0
     text = _text(output) if parse else None
     return ResultRow(
         index=row["index"],
@@ -80,15 +82,14 @@ def read_row(row: dict[str, Any], parse: Parser | None) -> ResultRow:
         status=RowStatus(row["status"]),
         output=output,
         parsed=parse(text) if parse and text is not None else None,
-        error=RowError(code=error["code"], message=error["message"], attempts=row.get("attempts", 1))
-        if error
-        else None,
+        error=RowError(code=error["code"], message=error["message"], attempts=attempts) if error else None,
         finish_reason=row.get("finish_reason"),
         usage=Usage(
             prompt_tokens=row.get("prompt_tokens", 0),
             cached_tokens=row.get("cached_tokens", 0),
             completion_tokens=row.get("completion_tokens", 0),
         ),
+        attempts=attempts,
     )
 
 
@@ -112,12 +113,10 @@ def format_of(path: Path) -> ResultFormat:
 
 def frame(library: str, path: Path, count: int) -> Any:
     """Read the first `count` rows of an exported Parquet file as a table of a library: polars, pandas or pyarrow."""
-    module = need("pyarrow.parquet" if library == "pandas" else library if library == "polars" else "pyarrow.parquet")
+    need(library)
     if library == "polars":
-        return module.read_parquet(path).head(count)
-    if library == "pandas":
-        need("pandas")
-    table = module.read_table(path, memory_map=False).slice(0, count)
+        return need("polars").read_parquet(path).head(count)
+    table = need("pyarrow.parquet").read_table(path).slice(0, count)
     return table.to_pandas() if library == "pandas" else table
 
 
