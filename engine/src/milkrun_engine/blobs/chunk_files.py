@@ -6,7 +6,7 @@ The result carries the key too, so that a result is read from one file and outli
 """
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -104,11 +104,21 @@ def refused(rows: Sequence[RefusedRow]) -> list[ResultRow]:
     return [failed_row(row.index, row.key, row.code, row.message) for row in rows]
 
 
-def write_result(rows: Sequence[ResultRow]) -> bytes:
-    """Write a chunk's outcomes, sorted by index, in small row groups."""
+def result_table(rows: Sequence[ResultRow]) -> pa.Table:
+    """A chunk's outcomes, sorted by index."""
     ordered = sorted(rows, key=lambda row: row.index)
     columns = [pa.array([getattr(row, name) for row in ordered], _RESULT.field(name).type) for name in _RESULT.names]
-    return _write(pa.Table.from_arrays(columns, schema=_RESULT))
+    return pa.Table.from_arrays(columns, schema=_RESULT)
+
+
+def write_result(rows: Sequence[ResultRow]) -> bytes:
+    """Write a chunk's outcomes, sorted by index, in small row groups."""
+    return _write(result_table(rows))
+
+
+def read_result(data: bytes) -> pa.Table:
+    """Read a chunk's outcomes, sorted by index."""
+    return pq.read_table(io.BytesIO(data))
 
 
 def count(rows: Sequence[ResultRow]) -> ChunkCounts:
@@ -127,20 +137,6 @@ def count(rows: Sequence[ResultRow]) -> ChunkCounts:
         completion_tokens=sum(row.completion_tokens for row in rows),
         errors=errors,
     )
-
-
-def read_result(data: bytes, after: int) -> Iterator[pa.RecordBatch]:
-    """Read a chunk's outcomes behind row `after`, sorted by index, batch by batch."""
-    for batch in pq.ParquetFile(io.BytesIO(data)).iter_batches(batch_size=_ROW_GROUP):
-        if batch.num_rows and batch.column(0)[-1].as_py() > after:
-            first = batch.column(0)[0].as_py()
-            yield batch if first > after else batch.filter(pa.compute.greater(batch.column(0), after))
-
-
-def result_rows(batch: pa.RecordBatch) -> Iterator[ResultRow]:
-    """The rows of a batch of `read_result`."""
-    columns = [column.to_pylist() for column in batch.columns]
-    return (ResultRow(*row) for row in zip(*columns, strict=True))
 
 
 def _write(table: pa.Table) -> bytes:

@@ -77,9 +77,11 @@ class ShuttingDown(EngineError):
     code = "shutting_down"
 
 
+class BlobCorrupt(EngineError):
+    """A blob is missing, or its bytes are not those that the ledger names."""
+
+    code = "integrity"
+
+
 class InputUnreadable(Exception):
     """The input file can't be read on from some point; ends its job as `failed`."""
-
-
-class BlobCorrupt(Exception):
-    """A blob's bytes are not those that the ledger names."""

@@ -16,7 +16,7 @@ from milkrun_engine.store.database import Database
 from milkrun_engine.store.feed import stamp
 from milkrun_engine.store.jobs import finish
 from milkrun_engine.store.records import job_columns, job_record, lease, write_suspects
-from milkrun_engine.store.schema import chunks, jobs
+from milkrun_engine.store.schema import chunks, jobs, windows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,6 +226,18 @@ class Chunks:
             ).scalar_one()
         return Readable(job=job, settled=job.rows_read if undecided is None else undecided, complete=False)
 
+    def windows(self, job_id: str, first: int, end: int) -> list[int]:
+        """The numbers of the windows that hold rows `first` to `end` (exclusive)."""
+        query = (
+            select(windows.c.number)
+            .where(
+                windows.c.job_id == job_id, windows.c.first_index + windows.c.rows > first, windows.c.first_index < end
+            )
+            .order_by(windows.c.number)
+        )
+        with self._database.read() as connection:
+            return list(connection.execute(query).scalars())
+
     def files(self, job_id: str, window: int) -> list[ChunkFiles]:
         """The files of a window's chunks, by their first row."""
         query = (
@@ -245,14 +257,6 @@ class Chunks:
                 )
                 for row in connection.execute(query)
             ]
-
-    def named_blobs(self, names: Sequence[str]) -> set[str]:
-        """Which of these blobs the ledger's chunks refer to."""
-        with self._database.read() as connection:
-            query = select(chunks.c.input_blob, chunks.c.result_blob).where(
-                or_(chunks.c.input_blob.in_(names), chunks.c.result_blob.in_(names))
-            )
-            return {name for row in connection.execute(query) for name in row if name is not None}
 
 
 def _held(held: Lease) -> ColumnElement[bool]:

@@ -3,12 +3,12 @@ Jobs: submit, attach, read, prepare, stop.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, Row, and_, case, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, case, func, insert, or_, select, update
 
 from milkrun.status import JobStatus, OnMismatch, Reuse
+from milkrun.wire import JobFailure
 from milkrun_engine.domain import priorities
 from milkrun_engine.domain.errors import IdempotencyMismatch, InputsDiffer, NotFound, StaleClaim
 from milkrun_engine.domain.ids import new_id
@@ -16,7 +16,7 @@ from milkrun_engine.domain.jobs import JobRecord, NewJob, NewWindow, Preparation
 from milkrun_engine.domain.states import LIVE, ChunkState, sources
 from milkrun_engine.store.database import Database, scalar
 from milkrun_engine.store.feed import cursor_of, stamp
-from milkrun_engine.store.records import job_columns, job_record, labelled, preparation
+from milkrun_engine.store.records import SqlRow, job_columns, job_record, labelled, preparation
 from milkrun_engine.store.schema import chunks, idempotency, job_labels, jobs, windows
 
 
@@ -51,7 +51,7 @@ class Jobs:
             job = _read(connection, job_id)
         return SubmitResult(job=job, claim=job.claim, cursor=cursor, replaced=replaced, cancelled=cancelled)
 
-    def _locked_holder(self, connection: Connection, tenant_id: str, key: str | None) -> Row[Any] | None:
+    def _locked_holder(self, connection: Connection, tenant_id: str, key: str | None) -> SqlRow | None:
         if key is None:
             return None
         return connection.execute(
@@ -142,6 +142,19 @@ class Jobs:
             raise NotFound(f"there is no job {job_id!r}")
         return found[0]
 
+    def tenant_of(self, job_id: str) -> str:
+        """
+        Whose job it is.
+
+        Raises:
+            NotFound: there is no such job.
+        """
+        with self._database.read() as connection:
+            tenant_id = connection.execute(select(jobs.c.tenant_id).where(jobs.c.id == job_id)).scalar_one_or_none()
+        if tenant_id is None:
+            raise NotFound(f"there is no job {job_id!r}")
+        return str(tenant_id)
+
     def by_ids(self, tenant_id: str, job_ids: Sequence[str]) -> list[JobRecord]:
         """Read those of the jobs that exist, in no order."""
         with self._database.read() as connection:
@@ -211,8 +224,8 @@ class Jobs:
         """End a job that can't go on; what is committed stays readable. False when the epoch has moved on."""
         with self._database.write() as connection:
             matching = and_(jobs.c.id == job_id, jobs.c.epoch == epoch)
-            reason = {"failure_code": code, "failure_message": message}
-            stopped = _stop(connection, self._database.now, matching, to=JobStatus.failed, **reason)
+            reason = JobFailure(code=code, message=message)
+            stopped = _stop(connection, self._database.now, matching, to=JobStatus.failed, reason=reason)
             if stopped:
                 tenant_id = connection.execute(select(jobs.c.tenant_id).where(jobs.c.id == job_id)).scalar_one()
                 stamp(connection, tenant_id, [job_id], status=True)
@@ -309,7 +322,7 @@ def _stop(
     *,
     to: JobStatus = JobStatus.cancelled,
     claim: int | None = None,
-    **reason: str,
+    reason: JobFailure | None = None,
 ) -> bool:
     """Every terminal change but the normal finish: fence with the epoch, then drop the undecided chunks."""
     if claim is not None:
@@ -323,7 +336,8 @@ def _stop(
             finished_at=now,
             rows_total=jobs.c.rows_read,
             prepared=True,
-            **reason,
+            failure_code=reason.code if reason else None,
+            failure_message=reason.message if reason else None,
         )
         .returning(jobs.c.id)
     ).scalar_one_or_none()
@@ -337,7 +351,7 @@ def _stop(
     return True
 
 
-def _is_reused(new: NewJob, held: Row[Any]) -> bool:
+def _is_reused(new: NewJob, held: SqlRow) -> bool:
     """Decide, under the key's lock, whether its job answers this submit."""
     if new.submission_id is not None and new.submission_id == held.submission_id:
         return True  # the same call again, its answer was lost on the way

@@ -2,11 +2,10 @@
 From rows of SQL to the domain's records.
 """
 
-import json
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
-from sqlalchemy import ColumnElement, Row, Select, func, select
+from sqlalchemy import ColumnElement, Select, func, select
 
 from milkrun.status import InputFormat, JobKind, JobStatus
 from milkrun.wire import JobSpec
@@ -16,6 +15,7 @@ from milkrun_engine.domain.states import ChunkState
 from milkrun_engine.store.schema import chunks, job_labels, jobs
 
 S = TypeVar("S", bound=Select[Any])
+SqlRow: TypeAlias = Any  # SQLAlchemy 2.0 and 2.1 disagree on how Row is generic
 
 _DIRECT = (
     "id tenant_id epoch claim priority paused idempotency_key input_hash name description labels external_url "
@@ -40,7 +40,7 @@ def job_columns() -> list[ColumnElement[Any]]:
     ]
 
 
-def job_record(row: Row[Any]) -> JobRecord:
+def job_record(row: SqlRow) -> JobRecord:
     """Read a job."""
     direct = {name: getattr(row, name) for name in _DIRECT}
     return JobRecord(
@@ -62,7 +62,7 @@ def labelled(query: S, labels: Mapping[str, str]) -> S:
     return query
 
 
-def preparation(row: Row[Any]) -> Preparation:
+def preparation(row: SqlRow) -> Preparation:
     """Read what the preparer needs of a job."""
     return Preparation(
         job_id=row.id,
@@ -81,7 +81,7 @@ def preparation(row: Row[Any]) -> Preparation:
     )
 
 
-def lease(row: Row[Any], job: Row[Any]) -> Lease:
+def lease(row: SqlRow, job: SqlRow) -> Lease:
     """Read a claimed chunk and its job."""
     return Lease(
         chunk_id=row.id,
@@ -102,10 +102,9 @@ def lease(row: Row[Any], job: Row[Any]) -> Lease:
     )
 
 
-def read_suspects(value: Any) -> dict[int, Suspicion]:
-    """Read `chunks.suspects`; RETURNING hands JSON columns over as text on SQLite."""
-    pairs = json.loads(value) if isinstance(value, str) else value
-    return {int(slot): Suspicion(deaths=deaths, alone=alone) for slot, (deaths, alone) in pairs.items()}
+def read_suspects(value: Mapping[str, list[int]]) -> dict[int, Suspicion]:
+    """Read `chunks.suspects`."""
+    return {int(slot): Suspicion(deaths=deaths, alone=alone) for slot, (deaths, alone) in value.items()}
 
 
 def write_suspects(suspects: Mapping[int, Suspicion]) -> dict[str, list[int]]:

@@ -2,7 +2,10 @@
 The ledger as one object: open it, migrate it, use its nouns.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
+
+from sqlalchemy import select
 
 from milkrun_engine.store.chunks import Chunks
 from milkrun_engine.store.database import Database
@@ -10,6 +13,7 @@ from milkrun_engine.store.feed import Feed
 from milkrun_engine.store.input_files import InputFiles
 from milkrun_engine.store.jobs import Jobs
 from milkrun_engine.store.migrations import migrate
+from milkrun_engine.store.schema import chunks, input_files, jobs
 from milkrun_engine.store.tenants import Tenants
 
 
@@ -30,6 +34,18 @@ class Store:
         self.feed = Feed(self.database)
         self.input_files = InputFiles(self.database)
         self.tenants = Tenants(self.database)
+
+    def named_blobs(self, names: Sequence[str]) -> set[str]:
+        """Which of these blobs some row of the ledger names."""
+        columns = (
+            chunks.c.input_blob, chunks.c.result_blob, jobs.c.input_blob, input_files.c.blob
+        )  # fmt: skip
+        with self.database.read() as connection:
+            return {
+                name
+                for column in columns
+                for name in connection.execute(select(column).where(column.in_(names))).scalars()
+            }
 
     def close(self) -> None:
         """Close the database."""

@@ -1,0 +1,148 @@
+"""
+The routes of the native API: HTTP in, a use case, HTTP out.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.responses import StreamingResponse
+
+from milkrun.status import FeedEvents, InputFormat, JobStatus, ResultFormat
+from milkrun.wire import (
+    AttachRequest,
+    CancelRequest,
+    Changes,
+    InputFile,
+    Job,
+    JobList,
+    ModelInfo,
+    ModelList,
+    Problem,
+    Submitted,
+    SubmitRequest,
+)
+from milkrun_engine.api.auth import Authenticator
+from milkrun_engine.domain.errors import InvalidRequest
+from milkrun_engine.service import exports
+from milkrun_engine.service.jobs import JobService
+from milkrun_engine.service.results import ResultReader
+from milkrun_engine.service.threads import Threads
+
+MAX_WAIT_SECONDS = 60.0
+MAX_IDS = 100
+_LABEL = "label."
+
+
+def router(
+    service: JobService,
+    reader: ResultReader,
+    threads: Threads,
+    authenticator: Authenticator,
+    models: Callable[[], list[ModelInfo]],
+) -> APIRouter:
+    """Build the routes over the use cases."""
+    api = APIRouter(prefix="/api", responses={"default": {"model": Problem, "description": "Any error"}})
+    tenant_of = Depends(authenticator)
+
+    @api.post("/files", status_code=201)
+    async def upload(
+        request: Request, tenant: Annotated[str, tenant_of], form: Annotated[InputFormat, Query(alias="format")]
+    ) -> InputFile:
+        """Upload an input as it is: the body is the file. Name it in `POST /api/jobs` as `input.file_id`."""
+        return await service.upload(tenant, form, request.stream())
+
+    @api.post("/jobs", status_code=201, responses={200: {"model": Submitted, "description": "An existing job"}})
+    async def submit(body: SubmitRequest, response: Response, tenant: Annotated[str, tenant_of]) -> Submitted:
+        """Submit a job, or find the one that the idempotency key already has."""
+        submitted = await service.submit(tenant, body)
+        response.status_code = 200 if submitted.reused else 201
+        return submitted
+
+    @api.post("/jobs/attach")
+    async def attach(body: AttachRequest, tenant: Annotated[str, tenant_of]) -> Submitted:
+        """Find the job of an idempotency key without sending its rows again."""
+        return await service.attach(tenant, body.idempotency_key, body.input_hash)
+
+    @api.get("/jobs")
+    async def list_jobs(
+        request: Request,
+        tenant: Annotated[str, tenant_of],
+        limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
+        before: str | None = None,
+        status: JobStatus | None = None,
+        ids: str | None = None,
+    ) -> JobList:
+        """List jobs, newest first; filter with `status` and `label.NAME=VALUE`, or name up to 100 `ids`."""
+        if ids is not None:
+            named = [job_id for job_id in ids.split(",") if job_id]
+            if len(named) > MAX_IDS:
+                raise InvalidRequest(f"ask for at most {MAX_IDS} ids at once")
+            return await service.by_ids(tenant, named)
+        return await service.page(tenant, limit=limit, before=before, status=status, labels=_labels(request))
+
+    @api.get("/jobs/{job_id}")
+    async def get_job(job_id: str, tenant: Annotated[str, tenant_of]) -> Job:
+        """Read a job."""
+        return await service.get(tenant, job_id)
+
+    @api.post("/jobs/{job_id}/cancel")
+    async def cancel(job_id: str, tenant: Annotated[str, tenant_of], body: CancelRequest | None = None) -> Job:
+        """Stop a job for good; committed rows stay readable. An ended job stays as it is."""
+        return await service.cancel(tenant, job_id, body.claim if body else None)
+
+    @api.get("/jobs/{job_id}/results")
+    async def results(
+        job_id: str,
+        tenant: Annotated[str, tenant_of],
+        after: Annotated[int, Query(ge=-1)] = -1,
+        limit: Annotated[int, Query(ge=1, le=10_000)] = 1_000,
+        form: Annotated[ResultFormat | None, Query(alias="format")] = None,
+    ) -> Response:
+        """
+        Read results in row order: a page of JSON behind row `after`, or with `format` a whole file.
+
+        While the job runs that is the settled prefix: the rows up to the first undecided one.
+        """
+        readable = await threads.read(reader.readable, tenant, job_id)
+        if form is None:
+            page = await threads.files(exports.page, reader, readable, after, limit)
+            return Response(page, media_type="application/json")
+        pieces = exports.export(reader, readable, form)
+        first = await threads.files(next, pieces, b"")  # what fails at once is an error answer, not a torn file
+        headers = {"Content-Disposition": f'attachment; filename="{job_id}.{form}"'}
+        return StreamingResponse(_chain(first, pieces), media_type=exports.MEDIA_TYPES[form], headers=headers)
+
+    @api.get("/changes")
+    async def changes(
+        request: Request,
+        tenant: Annotated[str, tenant_of],
+        after: str | None = None,
+        wait: Annotated[float, Query(ge=0, le=MAX_WAIT_SECONDS)] = 0.0,
+        on: FeedEvents = FeedEvents.end,
+        limit: Annotated[int, Query(ge=1, le=1_000)] = 500,
+    ) -> Changes:
+        """
+        Wait for changes of this tenant's jobs behind a cursor, each job once in its latest state.
+
+        Without `after` it answers at once with the feed's end.
+        """
+        return await service.changes(
+            tenant, after=after, wait_seconds=wait, on=on, labels=_labels(request), limit=limit
+        )
+
+    @api.get("/models")
+    async def list_models(_tenant: Annotated[str, tenant_of]) -> ModelList:
+        """The models that jobs may name."""
+        return ModelList(models=models())
+
+    return api
+
+
+def _labels(request: Request) -> dict[str, str]:
+    return {name.removeprefix(_LABEL): value for name, value in request.query_params.items() if name.startswith(_LABEL)}
+
+
+def _chain(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
+    yield first
+    yield from rest

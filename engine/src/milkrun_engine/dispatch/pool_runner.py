@@ -1,0 +1,264 @@
+"""
+One pool's runner: claims chunks for its model, keeps its replicas, commits whole chunks.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+from milkrun_engine.blobs import chunk_files
+from milkrun_engine.blobs.local import LocalBlobs
+from milkrun_engine.dispatch.breaker import Breaker
+from milkrun_engine.dispatch.quarantine import Quarantine
+from milkrun_engine.dispatch.recorder import Recorder
+from milkrun_engine.dispatch.runner import ReplicaRunner
+from milkrun_engine.dispatch.work import ChunkWork, Feed
+from milkrun_engine.domain.errors import BlobCorrupt
+from milkrun_engine.domain.leases import Lease, Suspicion
+from milkrun_engine.domain.models import ModelSpec
+from milkrun_engine.replicas.base import Pool
+from milkrun_engine.service.signals import Signals, wait_event
+from milkrun_engine.service.threads import Threads
+from milkrun_engine.store import Store
+
+log = logging.getLogger(__name__)
+_ROUND_SECONDS = 1.0
+_MOST_CLAIMS = 16
+_GIVE_UP_CLAIMS = 64
+
+
+class PoolRunner:
+    """
+    Runs the chunks of one model.
+
+    Args:
+        owner: who holds the leases: this dispatcher.
+        give_up_seconds: rows end as `model_unavailable` when the model failed for so long.
+    """
+
+    def __init__(
+        self,
+        *,
+        spec: ModelSpec,
+        pool: Pool,
+        owner: str,
+        store: Store,
+        blobs: LocalBlobs,
+        threads: Threads,
+        signals: Signals,
+        recorder: Recorder,
+        give_up_seconds: float,
+    ) -> None:
+        self.spec = spec
+        self._pool = pool
+        self._owner = owner
+        self._store = store
+        self._blobs = blobs
+        self._threads = threads
+        self._signals = signals
+        self._recorder = recorder
+        self._breaker = Breaker(give_up_seconds)
+        self._feed = Feed()
+        self._quarantine = Quarantine(self._suspect, self.settled)
+        self.works: dict[int, ChunkWork] = {}  #: claimed chunks by id, until they are committed or dropped
+        self._committing: dict[int, ChunkWork] = {}
+        self._runners: dict[ReplicaRunner, asyncio.Task[None]] = {}
+        self._recording: set[asyncio.Task[None]] = set()
+        self._wake = asyncio.Event()
+        self._has_work = False
+        self._worked_at = time.monotonic()
+        self._chunk_rows = 8  # of the last claim: how many chunks fill a window
+
+    @property
+    def state(self) -> str:
+        """stopped, loading, ready or failing."""
+        if any(runner.info for runner in self._runners):
+            return "ready"
+        if self._breaker.failures:
+            return "failing"
+        return "loading" if self._runners else "stopped"
+
+    @property
+    def failure(self) -> str | None:
+        """Why the model does not load."""
+        return self._breaker.reason or None
+
+    @property
+    def context_tokens(self) -> int | None:
+        """The model's context, once it has been loaded."""
+        return next((runner.info.context_tokens for runner in self._runners if runner.info), None)
+
+    def wake(self) -> None:
+        """Look for work."""
+        self._wake.set()
+
+    def expect_work(self) -> None:
+        """There are rows for this pool, or there will be in a moment: have its replicas ready."""
+        self._has_work = True
+        self._worked_at = time.monotonic()
+        self._wake.set()
+
+    def no_work(self) -> None:
+        """The ledger has no row for this pool."""
+        self._has_work = False
+
+    async def run_once(self) -> None:
+        """One round: replicas as needed, then chunks as there is room."""
+        await wait_event(self._wake, _ROUND_SECONDS)
+        self._wake.clear()
+        if self._has_work or self.works:
+            self._worked_at = time.monotonic()
+            self._keep_replicas()
+        elif time.monotonic() - self._worked_at >= self.spec.idle_seconds:
+            await self._stop_replicas()
+        if self._breaker.gave_up:
+            await self._give_up()
+        else:
+            await self._claim()
+
+    def _keep_replicas(self) -> None:
+        for runner, task in list(self._runners.items()):
+            if task.done():
+                del self._runners[runner]
+                log.error("a replica's runner ended", extra={"action": "runner_ended"}, exc_info=task.exception())
+        while len(self._runners) < self.spec.replicas:
+            runner = ReplicaRunner(
+                spec=self.spec,
+                pool=self._pool,
+                feed=self._feed,
+                quarantine=self._quarantine,
+                breaker=self._breaker,
+                host=self,
+            )
+            self._runners[runner] = asyncio.create_task(runner.run(), name=f"replica of {self.spec.name}")
+
+    async def _stop_replicas(self) -> None:
+        runners, self._runners = self._runners, {}
+        for task in runners.values():
+            task.cancel()
+        await asyncio.gather(*runners.values(), return_exceptions=True)
+        self._breaker.reset()
+
+    async def _claim(self) -> None:
+        window = sum(runner.info.window_rows for runner in self._runners if runner.info)
+        if not window:
+            return
+        room = 2 * window - self._feed.waiting_rows
+        if self._feed.waiting_rows < window:
+            limit = max(1, min(_MOST_CLAIMS, room // self._chunk_rows))
+            leases = await self._threads.write(self._store.chunks.claim, self.spec.name, self._owner, limit)
+        elif (last := self._feed.last_rank) is not None:
+            # Full, but what is due sooner than the last that waits may still come in.
+            leases = await self._threads.write(
+                self._store.chunks.claim, self.spec.name, self._owner, 1, before_rank=last
+            )
+        else:
+            return
+        await self._accept(leases)
+        if leases:
+            self._wake.set()
+
+    async def _accept(self, leases: list[Lease]) -> None:
+        if not leases:
+            return
+        self._chunk_rows = max(1, leases[-1].rows)
+        for tenant_id in await self._threads.write(
+            self._store.chunks.start_jobs, sorted({lease.job_id for lease in leases})
+        ):
+            self._signals.changed(tenant_id)
+        for lease in leases:
+            work = await self._load(lease)
+            if work is None:
+                continue
+            self.works[lease.chunk_id] = work
+            self._quarantine.add(work)
+            self._feed.add(work)
+            self.settled(work)
+        self._wake_runners()
+
+    async def _load(self, lease: Lease) -> ChunkWork | None:
+        try:
+            data = await self._threads.files(self._blobs.read, lease.input_blob, lease.input_sha256)
+        except BlobCorrupt as error:
+            extra = {"action": "input_corrupt", "job_id": lease.job_id, "chunk": lease.number}
+            log.exception("a chunk's rows are damaged", extra=extra)
+            fail = self._store.jobs.fail
+            if await self._threads.write(fail, lease.job_id, lease.job_epoch, "input_unreadable", str(error)):
+                self._signals.changed(lease.tenant_id)
+                self._signals.stopped(lease.job_id)
+            return None
+        return ChunkWork(lease, chunk_files.read_input(data))
+
+    def settled(self, work: ChunkWork) -> None:
+        """Commit a chunk once it is whole; see `RunnerHost`."""
+        if work.is_whole and not work.is_dropped and work.lease.chunk_id in self.works:
+            del self.works[work.lease.chunk_id]
+            self._spawn(self._commit(work))
+
+    async def _commit(self, work: ChunkWork) -> None:
+        self._committing[work.lease.chunk_id] = work
+        try:
+            await self._recorder.record(work)
+        finally:
+            del self._committing[work.lease.chunk_id]
+            self._wake.set()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._recording.add(task)
+        task.add_done_callback(self._recording.discard)
+
+    async def _suspect(self, work: ChunkWork, suspects: dict[int, Suspicion]) -> bool:
+        return await self._threads.write(self._store.chunks.suspect, work.lease, suspects)
+
+    async def _give_up(self) -> None:
+        """End the undecided chunks of a model that does not load; a job submitted later tries it anew."""
+        message = f"the model {self.spec.name} could not be loaded: {self._breaker.reason}"
+        leases = await self._threads.write(self._store.chunks.claim, self.spec.name, self._owner, _GIVE_UP_CLAIMS)
+        await self._accept(leases)
+        for work in list(self.works.values()):
+            self._feed.remove(work)
+            self._quarantine.forget(work)
+            work.settle_unavailable(message)
+            self.settled(work)
+        if not leases and not self._has_work:
+            await self._stop_replicas()
+
+    def leases_in_hand(self) -> dict[tuple[int, int], int]:
+        """For each leased chunk (id, epoch) the rows that are finished."""
+        held = [*self.works.values(), *self._committing.values()]
+        return {(work.lease.chunk_id, work.lease.epoch): len(work.results) for work in held}
+
+    async def drop(self, work: ChunkWork) -> None:
+        """Stop working on a chunk whose lease or job is gone."""
+        work.is_dropped = True
+        self.works.pop(work.lease.chunk_id, None)
+        self._feed.remove(work)
+        self._quarantine.forget(work)
+        for runner in self._runners:
+            await runner.drop(work)
+        self._wake.set()
+
+    async def drop_lost(self, asked: set[int], held: set[int]) -> None:
+        """Drop the chunks whose lease a heartbeat did not find any more."""
+        for chunk_id in asked - held:
+            if (work := self.works.get(chunk_id)) is not None:
+                await self.drop(work)
+
+    async def drop_job(self, job_id: str) -> None:
+        """Drop a stopped job's chunks."""
+        for work in list(self.works.values()):
+            if work.lease.job_id == job_id:
+                await self.drop(work)
+
+    def _wake_runners(self) -> None:
+        for runner in self._runners:
+            runner.wake()
+
+    async def stop(self) -> None:
+        """End the replicas; whole chunks are committed first, the others' leases are for the caller to release."""
+        if self._recording:
+            await asyncio.wait(self._recording, timeout=_ROUND_SECONDS)
+        await self._stop_replicas()

@@ -1,0 +1,158 @@
+"""
+The preparer: reads inputs window by window and commits each with its chunks.
+
+Jobs take turns, the one with the fewest windows first, so a small job never waits for a large
+one to be read. A crash resumes at the place of the last committed window.
+"""
+
+import logging
+from collections.abc import Iterator
+
+from milkrun.status import JobKind, RowErrorCode
+from milkrun_engine.blobs import chunk_files, inputs
+from milkrun_engine.blobs.inputs import BadRow, Item
+from milkrun_engine.blobs.local import LocalBlobs
+from milkrun_engine.domain import planning
+from milkrun_engine.domain.errors import InputUnreadable
+from milkrun_engine.domain.ids import new_id
+from milkrun_engine.domain.jobs import NewChunk, NewWindow, Preparation, Recorded
+from milkrun_engine.domain.models import ModelSpec
+from milkrun_engine.domain.rows import PreparedRow, RefusedRow, RowReader
+from milkrun_engine.service.signals import Signals, wait_event
+from milkrun_engine.service.threads import Threads
+from milkrun_engine.store import Store
+
+log = logging.getLogger(__name__)
+_SAFETY_SECONDS = 5.0
+_OPEN_INPUTS = 8
+
+
+class Preparer:
+    """Turns accepted inputs into committed windows."""
+
+    def __init__(
+        self, *, store: Store, blobs: LocalBlobs, threads: Threads, signals: Signals, models: dict[str, ModelSpec]
+    ) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._threads = threads
+        self._signals = signals
+        self._models = models
+        self._kinds: dict[str, JobKind] = {name: model.kind for name, model in models.items()}
+        self._open: dict[str, tuple[int, Iterator[Item]]] = {}  # by job: the place reached, the reader there
+
+    async def run_once(self) -> None:
+        """Prepare one window, or wait until there is one to prepare."""
+        self._signals.to_prepare.clear()
+        work = await self._threads.read(self._store.jobs.next_to_prepare)
+        if work is None:
+            await wait_event(self._signals.to_prepare, _SAFETY_SECONDS)
+            return
+        try:
+            window = await self._threads.prepare(self._cut, work)
+        except InputUnreadable as error:
+            await self._fail(work, error)
+            return
+        recorded = await self._threads.write(self._store.jobs.commit_window, work, window)
+        if not recorded.accepted:
+            await self._threads.files(self._discard, window)
+        if not recorded.accepted or window.last:
+            self._open.pop(work.job_id, None)
+        self._announce(work, window, recorded)
+
+    def _announce(self, work: Preparation, window: NewWindow, recorded: Recorded) -> None:
+        if recorded.accepted:
+            self._signals.to_dispatch.set()
+            if window.number == 0 or recorded.ended is not None:
+                self._signals.changed(work.tenant_id)
+
+    async def _fail(self, work: Preparation, error: InputUnreadable) -> None:
+        self._open.pop(work.job_id, None)
+        log.warning("input unreadable", extra={"action": "input_unreadable", "job_id": work.job_id})
+        message = f"the input could not be read behind row {work.rows_read}: {error}"
+        if await self._threads.write(self._store.jobs.fail, work.job_id, work.epoch, "input_unreadable", message):
+            self._signals.changed(work.tenant_id)
+            self._signals.stopped(work.job_id)
+
+    def _cut(self, work: Preparation) -> NewWindow:
+        """Read the next window and write its chunk files; blocking."""
+        rows, position, last = self._read(work)
+        askable = [row for row in rows if isinstance(row, PreparedRow)]
+        refused = [row for row in rows if isinstance(row, RefusedRow)]
+        chunks: list[NewChunk] = []
+        places: list[list[int]] = []
+        for planned in planning.plan_chunks(askable, len(rows), self._models):
+            number = work.next_chunk + len(chunks)
+            blob = f"jobs/{work.job_id}/{number}.{new_id('in')}.parquet"
+            sha256 = self._blobs.put(blob, chunk_files.write_input(planned.rows))
+            chunks.append(
+                NewChunk(
+                    number=number,
+                    pool=planned.pool,
+                    rows=len(planned.rows),
+                    first_index=planned.first_index,
+                    input_blob=blob,
+                    input_sha256=sha256,
+                )
+            )
+            places.append([row.index for row in planned.rows])
+        if refused:
+            chunks.append(self._refused_chunk(work, work.next_chunk + len(chunks), refused))
+            places.append([row.index for row in refused])
+        return NewWindow(
+            number=work.next_window,
+            first_index=work.rows_read,
+            rows=len(rows),
+            permutation=planning.pack_permutation(work.rows_read, len(rows), places),
+            position=position,
+            last=last,
+            chunks=chunks,
+        )
+
+    def _read(self, work: Preparation) -> tuple[list[PreparedRow | RefusedRow], int, bool]:
+        reached, items = self._open.pop(work.job_id, (-1, iter(())))
+        if reached != work.position:
+            items = inputs.read(self._blobs.path(work.input_blob), work.input_format, work.position)
+        reader = RowReader.of(work.spec, work.model, self._kinds)
+        most = planning.window_rows(work.next_window)
+        rows: list[PreparedRow | RefusedRow] = []
+        position, size = work.position, 0
+        last = True
+        for item in items:
+            index = work.rows_read + len(rows)
+            if isinstance(item.value, BadRow):
+                rows.append(RefusedRow(index, None, RowErrorCode.invalid_row, item.value.message))
+            else:
+                rows.append(reader.read(index, item.value))
+            position = item.position
+            size += item.size
+            if len(rows) >= most or size >= planning.WINDOW_BYTES:
+                last = False
+                break
+        if not last:
+            while len(self._open) >= _OPEN_INPUTS:
+                self._open.pop(next(iter(self._open)))
+            self._open[work.job_id] = (position, items)
+        return rows, position, last
+
+    def _refused_chunk(self, work: Preparation, number: int, refused: list[RefusedRow]) -> NewChunk:
+        """Rows that can't be asked: a chunk that is born committed."""
+        results = chunk_files.refused(refused)
+        blob = f"jobs/{work.job_id}/{number}.{new_id('out')}.parquet"
+        sha256 = self._blobs.put(blob, chunk_files.write_result(results))
+        return NewChunk(
+            number=number,
+            pool=work.model,
+            rows=len(refused),
+            first_index=refused[0].index,
+            input_blob=blob,
+            input_sha256=sha256,
+            result_blob=blob,
+            result_sha256=sha256,
+            counts=chunk_files.count(results),
+        )
+
+    def _discard(self, window: NewWindow) -> None:
+        """Drop the files of a window that the ledger refused."""
+        for chunk in window.chunks:
+            self._blobs.delete(chunk.input_blob)

@@ -1,0 +1,60 @@
+"""
+The recorder: writes a whole chunk's result file, then asks the ledger to take it.
+"""
+
+import asyncio
+import logging
+
+from milkrun_engine.blobs import chunk_files
+from milkrun_engine.blobs.local import LocalBlobs
+from milkrun_engine.dispatch.work import ChunkWork
+from milkrun_engine.domain.ids import new_id
+from milkrun_engine.service.signals import Signals
+from milkrun_engine.service.threads import Threads
+from milkrun_engine.store import Store
+
+log = logging.getLogger(__name__)
+_RETRY_SECONDS = 1.0
+
+
+class Recorder:
+    """Commits chunks."""
+
+    def __init__(self, *, store: Store, blobs: LocalBlobs, threads: Threads, signals: Signals) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._threads = threads
+        self._signals = signals
+        self.changed_jobs: set[str] = set()  #: whose counts changed since progress was last published
+
+    async def record(self, work: ChunkWork) -> None:
+        """Commit a whole chunk, or find that its lease is lost; tries on while the disk or ledger refuses."""
+        while not work.is_dropped:
+            try:
+                await self._record(work)
+            except OSError:
+                extra = {"action": "record_failed", "job_id": work.lease.job_id, "chunk": work.lease.number}
+                log.exception("a result could not be written; trying again", extra=extra)
+                await asyncio.sleep(_RETRY_SECONDS)
+            else:
+                return
+
+    async def _record(self, work: ChunkWork) -> None:
+        lease = work.lease
+        rows = list(work.results.values())
+        counts = chunk_files.count(rows)
+        # The name holds the epoch and is never used twice: a late writer can't touch a committed file.
+        blob = f"jobs/{lease.job_id}/{lease.number}.{lease.epoch}.{new_id('out')}.parquet"
+        sha256 = await self._threads.files(lambda: self._blobs.put(blob, chunk_files.write_result(rows)))
+        recorded = await self._threads.write(self._store.chunks.record, lease, blob, sha256, counts)
+        if not recorded.accepted:
+            work.is_dropped = True
+            await self._threads.files(self._blobs.delete, blob)
+            log.info(
+                "late result dropped", extra={"action": "late_result", "job_id": lease.job_id, "chunk": lease.number}
+            )
+            return
+        self.changed_jobs.add(lease.job_id)
+        if recorded.ended is not None:
+            self._signals.changed(lease.tenant_id)
+            log.info("job ended", extra={"action": "job_ended", "job_id": lease.job_id, "status": str(recorded.ended)})

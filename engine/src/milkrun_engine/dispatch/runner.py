@@ -1,0 +1,214 @@
+"""
+One replica's runner: keeps its window of rows full, and deals with its death.
+
+Rows of several chunks and jobs are in flight together, refilled as rows finish, so the engine
+never drains between chunks. Suspects run alone: the runner lets its window drain first.
+"""
+
+import asyncio
+import itertools
+import logging
+from dataclasses import dataclass
+from typing import Protocol
+
+from milkrun_engine.dispatch.breaker import Breaker
+from milkrun_engine.dispatch.quarantine import Quarantine
+from milkrun_engine.dispatch.work import ChunkWork, Feed
+from milkrun_engine.domain.models import ModelSpec
+from milkrun_engine.replicas.base import (
+    HandOut,
+    Pool,
+    ReplicaDied,
+    ReplicaHandle,
+    ReplicaInfo,
+    ReplicaLoadError,
+)
+
+log = logging.getLogger(__name__)
+_SMALLEST_HAND_OUT = 8
+_LAST_WORDS_SECONDS = 2.0
+_hand_out_ids = itertools.count(1)
+
+
+class RunnerHost(Protocol):
+    """What a runner tells its pool."""
+
+    def wake(self) -> None:
+        """Something changed: look for chunks to claim."""
+        ...
+
+    def settled(self, work: ChunkWork) -> None:
+        """Rows of a chunk have got their outcomes."""
+        ...
+
+
+@dataclass(eq=False, slots=True)
+class _InFlight:
+    """A hand-out that its replica has, and the slots that have no outcome yet."""
+
+    id: int
+    work: ChunkWork
+    open: set[int]
+    task: "asyncio.Task[None] | None" = None
+
+
+class ReplicaRunner:
+    """
+    Starts a replica, feeds it, and starts it again when it dies.
+
+    Args:
+        feed: where rows wait.
+        quarantine: where suspects wait.
+        host: the pool, told when there is room for more chunks and when rows have ended.
+    """
+
+    def __init__(
+        self, *, spec: ModelSpec, pool: Pool, feed: Feed, quarantine: Quarantine, breaker: Breaker, host: RunnerHost
+    ) -> None:
+        self._spec = spec
+        self._pool = pool
+        self._feed = feed
+        self._quarantine = quarantine
+        self._breaker = breaker
+        self._host = host
+        self._in_flight: dict[int, _InFlight] = {}
+        self._handle: ReplicaHandle | None = None
+        self._wake = asyncio.Event()
+        self._is_alone = False
+        self._died: str | None = None
+        self.info: ReplicaInfo | None = None
+
+    def wake(self) -> None:
+        """Look at the feed again."""
+        self._wake.set()
+
+    @property
+    def rows_in_flight(self) -> int:
+        """Rows that the replica has."""
+        return sum(len(flight.open) for flight in self._in_flight.values())
+
+    async def run(self) -> None:
+        """Serve until cancelled; stops the replica then."""
+        try:
+            while True:
+                await asyncio.sleep(self._breaker.pause_seconds)
+                try:
+                    await self._load_and_serve()
+                except ReplicaLoadError as error:
+                    self._breaker.failed(str(error))
+                    log.warning("model did not load", extra={"action": "load_failed", "pool": self._spec.name})
+                except ReplicaDied as error:
+                    await self._bury(str(error))
+                finally:
+                    await self._stop_replica()
+                self._host.wake()
+        finally:
+            await self._end_receivers(0)
+            await self._stop_replica()
+
+    async def _load_and_serve(self) -> None:
+        self._handle = await self._pool.start_replica(self._spec)
+        self.info = await self._handle.ready()
+        log.info("replica ready", extra={"action": "replica_ready", "pool": self._spec.name})
+        self._host.wake()
+        while self._died is None:
+            self._wake.clear()
+            self._refill(self._handle, self.info)
+            await self._wake.wait()
+        raise ReplicaDied(self._died)
+
+    def _refill(self, handle: ReplicaHandle, info: ReplicaInfo) -> None:
+        if self._is_alone:
+            return
+        if self._quarantine.wants(self):
+            if not self._in_flight and (group := self._quarantine.take(self)) is not None:
+                self._is_alone = True
+                self._send(handle, *group)
+            return
+        free = info.window_rows - self.rows_in_flight
+        smallest = min(_SMALLEST_HAND_OUT, info.handout_rows, info.window_rows)
+        while free >= smallest or (free and not self._in_flight):
+            taken = self._feed.take(min(free, info.handout_rows))
+            if taken is None:
+                break
+            free -= len(taken[1])
+            self._send(handle, *taken)
+        if self._feed.waiting_rows < info.window_rows:
+            self._host.wake()
+
+    def _send(self, handle: ReplicaHandle, work: ChunkWork, slots: list[int]) -> None:
+        lease = work.lease
+        handout = HandOut(
+            id=next(_hand_out_ids),
+            job_id=lease.job_id,
+            chunk=lease.number,
+            epoch=lease.epoch,
+            priority=lease.priority,
+            defaults=lease.defaults,
+            rows=work.hand_out_rows(slots),
+        )
+        flight = _InFlight(handout.id, work, set(slots))
+        self._in_flight[handout.id] = flight
+        flight.task = asyncio.create_task(self._receive(handle, handout, flight))
+
+    async def _receive(self, handle: ReplicaHandle, handout: HandOut, flight: _InFlight) -> None:
+        try:
+            async for outcomes in handle.run(handout):
+                for outcome in outcomes:
+                    if not flight.work.settle(outcome, flight.open):
+                        log.error("a replica answered a row that it was not given", extra={"action": "foreign_row"})
+                self._breaker.reset()
+                self._host.settled(flight.work)
+                self._wake.set()
+        except ReplicaDied as error:
+            self._died = str(error)  # its rows stay in flight: they are the suspects
+            self._wake.set()
+            return
+        except Exception as error:
+            log.exception("a hand-out failed", extra={"action": "hand_out_failed", "pool": self._spec.name})
+            self._died = f"hand-out failed: {type(error).__name__}"
+            self._wake.set()
+            return
+        del self._in_flight[flight.id]
+        if flight.open and not flight.work.is_dropped:
+            self._feed.put_back(flight.work, sorted(flight.open))
+            self._host.settled(flight.work)
+        if self._is_alone:
+            self._is_alone = False
+            self._quarantine.survived(self)
+        self._wake.set()
+
+    async def _bury(self, reason: str) -> None:
+        """Make suspects of the rows in flight, durably, before any of them runs again."""
+        await self._end_receivers(_LAST_WORDS_SECONDS)  # what it finished before it died still counts
+        flights = [flight for flight in self._in_flight.values() if not flight.work.is_dropped and flight.open]
+        alone, self._is_alone = self._is_alone, False
+        self._in_flight.clear()
+        self._died = None
+        rows = sum(len(flight.open) for flight in flights)
+        log.warning(
+            "replica died", extra={"action": "replica_died", "pool": self._spec.name, "rows": rows, "reason": reason}
+        )
+        if not alone:
+            self._breaker.failed(reason)
+        groups = [(flight.work, sorted(flight.open)) for flight in reversed(flights)]
+        await self._quarantine.died(self, groups)
+
+    async def _end_receivers(self, patience_seconds: float) -> None:
+        tasks = [flight.task for flight in self._in_flight.values() if flight.task is not None]
+        if tasks:
+            await asyncio.wait(tasks, timeout=patience_seconds)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _stop_replica(self) -> None:
+        handle, self._handle, self.info = self._handle, None, None
+        if handle is not None:
+            await handle.stop()
+
+    async def drop(self, work: ChunkWork) -> None:
+        """Take a chunk's rows off the replica: nobody wants them any more."""
+        for flight in list(self._in_flight.values()):
+            if flight.work is work and self._handle is not None:
+                await self._handle.abort(flight.id)

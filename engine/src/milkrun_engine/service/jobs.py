@@ -1,0 +1,264 @@
+"""
+The front door of jobs.
+"""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+
+from milkrun.hashing import input_hash, row_line
+from milkrun.status import FeedEvents, InputFormat, JobStatus
+from milkrun.wire import Changes, InputFile, Job, JobList, SubmitRequest, Submitted
+from milkrun_engine.blobs.local import BlobWriter, LocalBlobs
+from milkrun_engine.domain.errors import InputTooLarge, InvalidRequest, ShuttingDown
+from milkrun_engine.domain.ids import new_id
+from milkrun_engine.domain.jobs import JobRecord, NewJob, SubmitResult
+from milkrun_engine.domain.models import ModelSpec
+from milkrun_engine.domain.rows import RowReader
+from milkrun_engine.service import door
+from milkrun_engine.service.signals import Signals
+from milkrun_engine.service.threads import Threads
+from milkrun_engine.service.views import PageLinks, job_view
+from milkrun_engine.store import Store
+from milkrun_engine.store.input_files import InputFileRecord
+
+MAX_UPLOAD_BYTES = 200_000_000_000
+_SAFETY_READ_SECONDS = 30.0
+
+
+class JobService:
+    """
+    Submit, find, watch and stop jobs on behalf of a tenant.
+
+    Args:
+        waiting_reason: says of a model why its rows do not run just now, None when they do.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        blobs: LocalBlobs,
+        threads: Threads,
+        signals: Signals,
+        models: dict[str, ModelSpec],
+        links: PageLinks,
+        waiting_reason: Callable[[str], str | None],
+    ) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._threads = threads
+        self._signals = signals
+        self._models = models
+        self._links = links
+        self._waiting_reason = waiting_reason
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """Refuse new jobs and answer all long-polls at once."""
+        self._stopping.set()
+
+    async def upload(self, tenant_id: str, form: InputFormat, body: AsyncIterator[bytes]) -> InputFile:
+        """
+        Keep an input as it comes; durable when this returns.
+
+        Raises:
+            InputTooLarge: it is over `MAX_UPLOAD_BYTES`.
+        """
+        file_id = new_id("file")
+        name = f"inputs/{tenant_id}/{file_id}"
+        async with self._creating(name) as blob:
+            async for piece in body:
+                if blob.bytes + len(piece) > MAX_UPLOAD_BYTES:
+                    raise InputTooLarge(f"an input file holds at most {MAX_UPLOAD_BYTES:,} bytes; split it")
+                await self._threads.files(blob.write, piece)
+        record = InputFileRecord(
+            id=file_id, tenant_id=tenant_id, format=form, bytes=blob.bytes, sha256=blob.sha256, blob=name
+        )
+        await self._threads.write(self._store.input_files.add, record)
+        return InputFile(id=file_id, format=form, bytes=record.bytes, sha256=record.sha256)
+
+    @asynccontextmanager
+    async def _creating(self, name: str) -> AsyncIterator[BlobWriter]:
+        """`LocalBlobs.create` with its file work, the syncs above all, off the event loop."""
+        creating = self._blobs.create(name)
+        blob = await self._threads.files(creating.__enter__)
+        try:
+            yield blob
+        except BaseException as error:
+            await self._threads.files(creating.__exit__, type(error), error, error.__traceback__)
+            raise
+        await self._threads.files(creating.__exit__, None, None, None)
+
+    async def submit(self, tenant_id: str, request: SubmitRequest) -> Submitted:
+        """
+        Accept a job, or find the one that its key already has; durable when this returns.
+
+        Raises:
+            InvalidRequest: the job can't work as it stands (also MissingColumn, UnknownModel).
+            IdempotencyMismatch: the key's job has other inputs.
+            ShuttingDown: the engine is stopping.
+        """
+        if self._stopping.is_set():
+            raise ShuttingDown("the engine is stopping; submit again in a moment")
+        spec = request.spec
+        model = door.resolve_model(spec, self._models)
+        door.check_spec(spec)
+        reader = RowReader.of(spec, model.name, {name: model.kind for name, model in self._models.items()})
+        source = await self._input(tenant_id, request)
+        await self._threads.files(door.check_input, self._blobs.path(source.blob), source.format, reader)
+        new = NewJob(
+            tenant_id=tenant_id,
+            kind=spec.kind,
+            model=model.name,
+            spec=spec,
+            input_hash=input_hash(spec, source.sha256),
+            input_blob=source.blob,
+            input_format=source.format,
+            priority=request.priority,
+            idempotency_key=request.idempotency_key,
+            submission_id=request.submission_id,
+            reuse=request.reuse,
+            on_mismatch=request.on_mismatch,
+            name=request.name,
+            description=request.description,
+            labels=request.labels,
+            external_url=request.external_url,
+        )
+        result = await self._threads.write(self._store.jobs.submit, new)
+        self._signals.changed(tenant_id)
+        if result.cancelled is not None:
+            self._signals.stopped(result.cancelled)
+        if not result.reused:
+            self._signals.submitted(model.name)
+        return self._submitted(result)
+
+    async def _input(self, tenant_id: str, request: SubmitRequest) -> InputFileRecord:
+        if request.input is not None:
+            return await self._threads.read(self._store.input_files.get, tenant_id, request.input.file_id)
+        try:
+            data = b"".join(row_line(row) for row in request.rows or ())
+        except ValueError as error:
+            raise InvalidRequest(f"a row is not JSON: {error}") from error
+        digest = hashlib.sha256(data).hexdigest()
+        # Named by its content: a repeated submit writes the same bytes to the same name, and adds nothing.
+        name = f"inputs/{tenant_id}/rows-{digest}"
+        if not self._blobs.path(name).exists():
+            await self._threads.files(self._blobs.put, name, data)
+        return InputFileRecord(
+            id=name, tenant_id=tenant_id, format=InputFormat.jsonl, bytes=len(data), sha256=digest, blob=name
+        )
+
+    async def attach(self, tenant_id: str, key: str, inputs: str | None) -> Submitted:
+        """
+        Find the job of an idempotency key, and take a new claim on it.
+
+        Raises:
+            NotFound: the key has no job.
+            InputsDiffer: it has one with other inputs.
+        """
+        return self._submitted(await self._threads.write(self._store.jobs.attach, tenant_id, key, inputs))
+
+    async def get(self, tenant_id: str, job_id: str) -> Job:
+        """
+        Read a job, with its failed rows counted by code.
+
+        Raises:
+            NotFound: this tenant has no such job.
+        """
+        record = await self._threads.read(self._store.jobs.get, tenant_id, job_id)
+        errors = await self._threads.read(self._store.jobs.row_errors, job_id) if record.rows_failed else {}
+        return self._view(record, errors)
+
+    async def tenant_of(self, job_id: str) -> str:
+        """
+        Whose job it is, for callers who hold a signed link to it.
+
+        Raises:
+            NotFound: there is no such job.
+        """
+        return await self._threads.read(self._store.jobs.tenant_of, job_id)
+
+    async def by_ids(self, tenant_id: str, job_ids: Sequence[str]) -> JobList:
+        """Read those of the jobs that exist."""
+        records = await self._threads.read(self._store.jobs.by_ids, tenant_id, job_ids)
+        return JobList(jobs=[self._view(record) for record in records])
+
+    async def page(
+        self, tenant_id: str, *, limit: int, before: str | None, status: JobStatus | None, labels: Mapping[str, str]
+    ) -> JobList:
+        """List jobs, newest first."""
+        records = await self._threads.read(
+            self._store.jobs.page, tenant_id, limit=limit + 1, before=before, status=status, labels=labels
+        )
+        more = records[limit - 1].id if len(records) > limit else None
+        return JobList(jobs=[self._view(record) for record in records[:limit]], next=more)
+
+    async def cancel(self, tenant_id: str, job_id: str, claim: int | None) -> Job:
+        """
+        Stop a job for good; what was committed stays readable. An ended job stays as it is.
+
+        Raises:
+            NotFound: this tenant has no such job.
+            StaleClaim: a later submit or attach owns the job.
+        """
+        record, stopped = await self._threads.write(self._store.jobs.cancel, tenant_id, job_id, claim)
+        if stopped:
+            self._signals.changed(tenant_id)
+            self._signals.stopped(job_id)
+        return self._view(record)
+
+    async def changes(
+        self,
+        tenant_id: str,
+        *,
+        after: str | None,
+        wait_seconds: float,
+        on: FeedEvents,
+        labels: Mapping[str, str],
+        limit: int,
+    ) -> Changes:
+        """
+        Read the jobs that changed since a cursor, waiting for the first change; without a cursor, get one.
+
+        Raises:
+            CursorLost: the feed does not know the cursor.
+        """
+        if after is None:
+            return Changes(jobs=[], cursor=await self._threads.read(self._store.feed.cursor, tenant_id))
+        deadline = time.monotonic() + wait_seconds
+        while True:
+            change = self._signals.subscribe(tenant_id)
+            page = await self._threads.read(self._store.feed.changes, tenant_id, after, on, labels, limit)
+            left = deadline - time.monotonic()
+            if page.jobs or left <= 0 or self._stopping.is_set():
+                jobs = [self._view(record) for record in page.jobs]
+                return Changes(jobs=jobs, cursor=page.cursor, more=page.more)
+            after = page.cursor
+            await self._wait(change, min(left, _SAFETY_READ_SECONDS))
+
+    async def _wait(self, change: asyncio.Event, seconds: float) -> None:
+        waits = [asyncio.create_task(event.wait()) for event in (change, self._stopping)]
+        try:
+            await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+
+    async def unfinished(self) -> int:
+        """How many jobs are not over, of all tenants."""
+        return await self._threads.read(self._store.jobs.unfinished)
+
+    def _submitted(self, result: SubmitResult) -> Submitted:
+        return Submitted(
+            job=self._view(result.job),
+            claim=result.claim,
+            cursor=result.cursor,
+            reused=result.reused,
+            replaced=result.replaced,
+        )
+
+    def _view(self, record: JobRecord, errors: dict[str, int] | None = None) -> Job:
+        return job_view(record, self._links, waiting_reason=self._waiting_reason(record.model), errors=errors or {})

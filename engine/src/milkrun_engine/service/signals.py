@@ -1,0 +1,52 @@
+"""
+Wake-ups inside one engine process. A lost one costs latency, never correctness: every waiter
+also looks by itself from time to time.
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable
+
+
+class Signals:
+    """Who is told what: the change feed's readers, the dispatcher's duties. Use on the event loop only."""
+
+    def __init__(self) -> None:
+        self._changed: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
+        self.to_prepare = asyncio.Event()  #: a job has input to read
+        self.to_dispatch = asyncio.Event()  #: a chunk may be ready, or a pool is needed
+        self.wanted_pools: set[str] = set()  #: pools of jobs just submitted, to be warmed before their first chunk
+        self._on_stopped: list[Callable[[str], None]] = []
+
+    def changed(self, tenant_id: str) -> None:
+        """Wake the tenant's long-polls: its feed has a new number."""
+        self._changed.pop(tenant_id, asyncio.Event()).set()
+
+    def subscribe(self, tenant_id: str) -> asyncio.Event:
+        """The event of the tenant's next change; taken before a read, nothing is missed after it."""
+        return self._changed[tenant_id]
+
+    def submitted(self, pool: str) -> None:
+        """A job was accepted."""
+        self.wanted_pools.add(pool)
+        self.to_prepare.set()
+        self.to_dispatch.set()
+
+    def on_stopped(self, listener: Callable[[str], None]) -> None:
+        """Call `listener(job_id)` when a job was stopped, so that its rows leave the replicas."""
+        self._on_stopped.append(listener)
+
+    def stopped(self, job_id: str) -> None:
+        """A job was cancelled, failed or replaced."""
+        for listener in self._on_stopped:
+            listener(job_id)
+
+
+async def wait_event(event: asyncio.Event, seconds: float) -> bool:
+    """Wait for an event at most so long; whether it came."""
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True

@@ -1,0 +1,88 @@
+"""
+The engine's settings: arguments, then `MILKRUN_*` environment variables, then defaults.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self
+
+from milkrun.local import default_data_dir
+
+REPLICAS = ("vllm", "echo")
+POOLS = ("local", "ray")
+DEFAULT_POOL = {"vllm": "ray", "echo": "local"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """
+    What an engine is started with; frozen, and safe to print: secrets hide in its repr.
+
+    Args:
+        host: address to listen on; loopback unless somebody else is to reach it.
+        port: 0 takes a free one.
+        data_dir: ledger, blobs, models and logs; one engine at a time uses it.
+        replica: what generates: vllm, or the echo stand-in for tests.
+        pool: where replicas run: ray, or local child processes.
+        models: a models.yaml; the default models when absent.
+        admin_key: the first API key, taken as it is; a new one is made when absent.
+        public_url: how others reach this engine, for links; the listening address when absent.
+        is_local: the one engine that a user's clients start by themselves: it ends when idle.
+        idle_seconds: how long a local engine stays without jobs and callers.
+        give_up_seconds: rows end as `model_unavailable` when their model failed for so long.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8787
+    data_dir: Path = field(default_factory=default_data_dir)
+    replica: str = "vllm"
+    pool: str | None = None
+    models: Path | None = None
+    admin_key: str | None = field(default=None, repr=False)
+    public_url: str | None = None
+    is_local: bool = False
+    idle_seconds: float = 600.0
+    give_up_seconds: float = 1_800.0
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str] = os.environ, **arguments: Any) -> Self:
+        """
+        Build the settings; an argument that is None counts as not given.
+
+        Raises:
+            ValueError: a value can't be used; the message names it.
+        """
+        values: dict[str, Any] = {}
+        for known in fields(cls):
+            if arguments.get(known.name) is not None:
+                values[known.name] = arguments[known.name]
+            elif known.name != "is_local" and (text := environ.get(f"MILKRUN_{known.name.upper()}")):
+                values[known.name] = _parse(known.name, text)
+        settings = cls(**values)
+        for name, value, allowed in (("replica", settings.replica, REPLICAS), ("pool", settings.pool_name, POOLS)):
+            if value not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
+        return settings
+
+    @property
+    def pool_name(self) -> str:
+        """The pool: as given, or the usual one of the replica."""
+        return self.pool or DEFAULT_POOL.get(self.replica, "local")
+
+
+def _parse(name: str, text: str) -> Any:
+    match name:
+        case "port":
+            kind: Any = int
+        case "idle_seconds" | "give_up_seconds":
+            kind = float
+        case "data_dir" | "models":
+            return Path(text).expanduser()
+        case _:
+            return text
+    try:
+        return kind(text)
+    except ValueError:
+        raise ValueError(f"MILKRUN_{name.upper()} must be a number, not {text!r}") from None
