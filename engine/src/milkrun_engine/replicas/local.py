@@ -3,43 +3,51 @@ The local pool: each replica is a child process of the engine, in a process grou
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 
 from milkrun_engine.domain.models import ModelSpec
 from milkrun_engine.replicas import frames
+from milkrun_engine.replicas import scratch as _scratch
 from milkrun_engine.replicas.base import HandOut, Outcome, ReplicaDied, ReplicaInfo, ReplicaLoadError
+from milkrun_engine.replicas.profiles import environment
 
 log = logging.getLogger(__name__)
 _STOP_SECONDS = 15.0  # a loaded vLLM needs a few
+_GRACE_SECONDS = 1.0
 
 
 class LocalPool:
     """Replicas on this host, without Ray."""
 
     def __init__(self, data_dir: Path) -> None:
-        self._data_dir = data_dir
+        self._data_dir = data_dir.absolute()
         self._handles: set[LocalHandle] = set()
 
     async def start(self) -> None:
-        """Nothing to make ready."""
+        """Remove what a killed engine left."""
+        await asyncio.to_thread(_scratch.sweep, self._data_dir)
 
     async def start_replica(self, spec: ModelSpec) -> "LocalHandle":
         """Start the process of one replica, which begins to load its model."""
+        scratch = _scratch.make(self._data_dir)
+        variables = environment(spec, self._data_dir, scratch)
         ours, theirs = socket.socketpair()
         with theirs:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "milkrun_engine.replicas.worker",
-                stdin=theirs.fileno(), stdout=2, process_group=0,
+                stdin=theirs.fileno(), stdout=2, env={**os.environ, **variables}, process_group=0,
             )  # fmt: skip
         reader, writer = await asyncio.open_unix_connection(sock=ours)
-        writer.write(frames.pack(frames.Load(spec, str(self._data_dir.absolute()))))
-        handle = LocalHandle(process, reader, writer)
+        writer.write(frames.pack(frames.Load(spec, str(self._data_dir))))
+        handle = LocalHandle(process, reader, writer, partial(_scratch.remove, scratch, self._data_dir))
         self._handles = {known for known in self._handles if known.alive} | {handle}
         return handle
 
@@ -53,21 +61,28 @@ class LocalHandle:
     """The engine's end of one replica process."""
 
     def __init__(
-        self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self,
+        process: asyncio.subprocess.Process,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        clean_up: Callable[[], None],
     ) -> None:
         self._process = process
         self._reader = reader
         self._writer = writer
+        self._clean_up = clean_up
+        self._shared: set[Path] = set()  # what the processes hold in shared memory
         self._ready: asyncio.Future[ReplicaInfo] = asyncio.get_running_loop().create_future()
         self._ready.add_done_callback(_seen)
         self._outputs: dict[int, asyncio.Queue[frames.Rows | frames.End | None]] = {}
         self._gone = False
+        self._stopping = False
         self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._watch())]
 
     @property
     def alive(self) -> bool:
-        """Whether the process still runs."""
-        return self._process.returncode is None
+        """Whether anything of the replica may still run."""
+        return not self._tasks[1].done()
 
     async def ready(self) -> ReplicaInfo:
         """Wait until the model is loaded; see `ReplicaHandle`."""
@@ -101,6 +116,7 @@ class LocalHandle:
 
     async def stop(self) -> None:
         """End the process and its group: politely, then by force."""
+        self._stopping = True
         if not self._gone:
             self._writer.write(frames.pack(frames.Stop()))
         try:
@@ -118,6 +134,7 @@ class LocalHandle:
         while (report := await frames.read_report(self._reader)) is not None:
             match report:
                 case frames.Ready(info):
+                    self._shared = _scratch.shared_memory(info.pids)
                     self._ready.set_result(info)
                 case frames.LoadFailed(message):
                     self._ready.set_exception(ReplicaLoadError(message))
@@ -133,14 +150,16 @@ class LocalHandle:
 
     async def _watch(self) -> None:
         code = await self._process.wait()
-        self._kill_group()  # a child that outlived it would keep memory and cores
+        if not self._stopping:
+            await asyncio.sleep(_GRACE_SECONDS)  # its children end by themselves, and free their shared memory
+        self._kill_group()
+        _scratch.unlink(self._shared)
+        await asyncio.to_thread(self._clean_up)
         log.info("replica ended", extra={"action": "replica_ended", "pid": self._process.pid, "code": code})
 
     def _kill_group(self) -> None:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
 
 
 def _seen(future: "asyncio.Future[ReplicaInfo]") -> None:

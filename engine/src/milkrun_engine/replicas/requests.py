@@ -56,6 +56,7 @@ def merge(handout: HandOut, row: HandOutRow) -> Request:
     request: Request = {**defaults.sampling, **body}
     request.pop("stream", None)  # a row is answered whole
     request.pop("stream_options", None)
+    request.pop("request_id", None)
     if row.endpoint == EMBEDDING:
         return request
     if "response_format" not in body and "structured_outputs" not in body and (outputs := defaults.structured_outputs):
@@ -79,6 +80,34 @@ def constraint(request: Mapping[str, Any]) -> tuple[str, Any] | None:
         case {"type": "json_object"}:
             return "json", {"type": "object"}
     return None
+
+
+def refuse_unfit(request: Mapping[str, Any]) -> None:
+    """
+    Refuse what OpenAI's shape allows and a row may not ask.
+
+    Raises:
+        InvalidRequest: the request holds several inputs, brings a chat template for the engine to
+            run, or media for it to fetch.
+    """
+    for name in ("prompt", "input"):
+        value = request.get(name)
+        if isinstance(value, list) and len(value) > 1 and not all(isinstance(token, int) for token in value):
+            raise InvalidRequest("a row is one input, not several")
+    if "chat_template" in request:
+        raise InvalidRequest("a row can't bring a chat template")
+    messages = request.get("messages")
+    for message in messages if isinstance(messages, list) else ():
+        content = message.get("content") if isinstance(message, dict) else None
+        for part in content if isinstance(content, list) else ():
+            media = [value for name, value in part.items() if name.endswith("_url")] if isinstance(part, dict) else []
+            if not all(_is_inline(value) for value in media):
+                raise InvalidRequest("media must come as data: URLs; the engine fetches no addresses")
+
+
+def _is_inline(media: Any) -> bool:
+    url = media.get("url") if isinstance(media, dict) else media
+    return isinstance(url, str) and url.startswith("data:")
 
 
 def _put_system_prompt(request: Request, endpoint: str, prompt: str) -> None:

@@ -8,9 +8,11 @@ the engine stops it or is gone.
 import asyncio
 import logging
 import os
+import select
 import signal
 import socket
 import sys
+import threading
 import traceback
 from pathlib import Path
 
@@ -28,18 +30,19 @@ async def serve(engine: socket.socket) -> None:
     first = await frames.read_command(reader)
     if not isinstance(first, frames.Load):
         return
-    watch = asyncio.create_task(_end_with(reader))  # a load takes long; the engine may die meanwhile
+    loaded = threading.Event()
+    threading.Thread(target=_end_with, args=(engine, loaded), daemon=True).start()
     try:
         replica = make_replica(first.spec, Path(first.data_dir))
         info = await replica.start()
     except Exception as error:
         facts = {"action": "load_failed", "model": first.spec.name}
-        log.error("model not loaded", extra=facts, exc_info=not isinstance(error, ReplicaLoadError))
+        log.exception("model not loaded", extra=facts, exc_info=not isinstance(error, ReplicaLoadError))
         writer.write(frames.pack(frames.LoadFailed(f"{error}" or type(error).__name__)))
         await writer.drain()
         return
     finally:
-        watch.cancel()
+        loaded.set()
     writer.write(frames.pack(frames.Ready(info)))
     tasks: set[asyncio.Task[None]] = set()
     while True:
@@ -70,11 +73,13 @@ async def _run(replica: Replica, handout: HandOut, writer: asyncio.StreamWriter)
         os._exit(1)
 
 
-async def _end_with(reader: asyncio.StreamReader) -> None:
-    """End the process when the engine closes the socket while the model loads."""
-    while not reader.at_eof():
-        await asyncio.sleep(0.2)
-    _end_group()
+def _end_with(engine: socket.socket, loaded: threading.Event) -> None:
+    """End the process when the engine goes while the model loads, which blocks the event loop."""
+    poll = select.poll()
+    poll.register(engine, select.POLLRDHUP)
+    while not loaded.wait(0.2):
+        if poll.poll(0):
+            _end_group()
 
 
 def _end_group() -> None:
