@@ -21,7 +21,7 @@ class FileSystem:
 
     def rename(self, source: Path, target: Path) -> None:
         """Give a file its final name, atomically."""
-        os.replace(source, target)
+        source.replace(target)
 
     def sync_folder(self, folder: Path) -> None:
         """Put a folder's names on disk: without it a rename may be lost in a power cut."""

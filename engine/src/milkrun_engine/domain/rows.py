@@ -141,7 +141,7 @@ class RowReader:
 
     def _object_request(self, value: dict[str, Any]) -> tuple[str, str, bytes]:
         key_column = self.spec.key_column
-        body = {name: item for name, item in value.items() if name != "model" and name != key_column}
+        body = {name: item for name, item in value.items() if name not in ("model", key_column)}
         pool = self._pool(value["model"]) if "model" in value else self.pool
         if self.spec.kind is JobKind.embed:
             if not isinstance(body.get("input"), str):
@@ -154,7 +154,8 @@ class RowReader:
             return pool, COMPLETION, _encode(body)
         raise RowRefused(
             RowErrorCode.invalid_row,
-            "an object row needs `messages` (a list) or `prompt` (a text); for a table of columns give the job a prompt template",
+            "an object row needs `messages` (a list) or `prompt` (a text); "
+            "for a table of columns give the job a prompt template",
         )
 
     def _pool(self, model: Any) -> str:

@@ -71,7 +71,7 @@ class ResultReader:
         if file.result_blob is not None and file.result_sha256 is not None:
             return chunk_files.read_result(self.blobs.read(file.result_blob, file.result_sha256))
         code = RowErrorCode.expired if job.status is JobStatus.expired else RowErrorCode.cancelled
-        message = f"the job {job.status} before this row was decided"
+        message = f"the job ended as {job.status} before this row was decided"
         rows = chunk_files.read_input(self.blobs.read(file.input_blob, file.input_sha256))
         undecided = [chunk_files.failed_row(row.index, row.key, code, message) for row in rows]
         return chunk_files.result_table(undecided)

@@ -1,6 +1,7 @@
 """
-Wake-ups inside one engine process. A lost one costs latency, never correctness: every waiter
-also looks by itself from time to time.
+Wake-ups inside one engine process.
+
+A lost one costs latency, never correctness: every waiter also looks by itself from time to time.
 """
 
 import asyncio

@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 
 from milkrun.wire import Problem
 from milkrun_engine.api.limits import MAX_BODY_BYTES, BodyTooLarge
+from milkrun_engine.api.pages.rendering import error_page
 from milkrun_engine.domain import errors
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ _RETRY_AFTER_SECONDS = 2
 
 
 def install(app: FastAPI) -> None:
-    """Render all errors of an app as problems."""
+    """Render all errors of an app: as problems, or for a browser as a page."""
     app.add_exception_handler(errors.EngineError, _engine_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
@@ -45,6 +46,8 @@ def install(app: FastAPI) -> None:
 
 def problem(request: Request, status: int, code: str, detail: str) -> Response:
     """One error answer."""
+    if not request.url.path.startswith("/api"):
+        return error_page(status, detail)
     body = Problem(
         title=HTTPStatus(status).phrase,
         status=status,
@@ -54,7 +57,7 @@ def problem(request: Request, status: int, code: str, detail: str) -> Response:
     )
     headers = {}
     if status == 401:
-        headers["WWW-Authenticate"] = 'Bearer, Basic realm="Milkrun (any user name, an API key as password)"'
+        headers["WWW-Authenticate"] = "Bearer"
     if status == 503:
         headers["Retry-After"] = str(_RETRY_AFTER_SECONDS)
     return JSONResponse(body.model_dump(), status, headers, media_type="application/problem+json")

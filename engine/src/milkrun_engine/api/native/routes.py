@@ -3,7 +3,7 @@ The routes of the native API: HTTP in, a use case, HTTP out.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Annotated
+from typing import Annotated, Any, TypeAlias
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import StreamingResponse
@@ -19,8 +19,8 @@ from milkrun.wire import (
     ModelInfo,
     ModelList,
     Problem,
-    Submitted,
     SubmitRequest,
+    Submitted,
 )
 from milkrun_engine.api.auth import Authenticator
 from milkrun_engine.domain.errors import InvalidRequest
@@ -32,6 +32,7 @@ from milkrun_engine.service.threads import Threads
 MAX_WAIT_SECONDS = 60.0
 MAX_IDS = 100
 _LABEL = "label."
+Tenant: TypeAlias = Any  # what `Depends` makes has no public type
 
 
 def router(
@@ -44,27 +45,43 @@ def router(
     """Build the routes over the use cases."""
     api = APIRouter(prefix="/api", responses={"default": {"model": Problem, "description": "Any error"}})
     tenant_of = Depends(authenticator)
+    _add_submission(api, service, tenant_of)
+    _add_jobs(api, service, tenant_of)
+    _add_results(api, reader, threads, tenant_of)
 
-    @api.post("/files", status_code=201)
+    @api.get("/models", tags=["models"])
+    async def list_models(_tenant: Annotated[str, tenant_of]) -> ModelList:
+        """The models that jobs may name."""
+        return ModelList(models=models())
+
+    return api
+
+
+def _add_submission(api: APIRouter, service: JobService, tenant_of: Tenant) -> None:
+    @api.post("/files", status_code=201, tags=["jobs"])
     async def upload(
         request: Request, tenant: Annotated[str, tenant_of], form: Annotated[InputFormat, Query(alias="format")]
     ) -> InputFile:
         """Upload an input as it is: the body is the file. Name it in `POST /api/jobs` as `input.file_id`."""
         return await service.upload(tenant, form, request.stream())
 
-    @api.post("/jobs", status_code=201, responses={200: {"model": Submitted, "description": "An existing job"}})
+    @api.post(
+        "/jobs", status_code=201, responses={200: {"model": Submitted, "description": "An existing job"}}, tags=["jobs"]
+    )
     async def submit(body: SubmitRequest, response: Response, tenant: Annotated[str, tenant_of]) -> Submitted:
         """Submit a job, or find the one that the idempotency key already has."""
         submitted = await service.submit(tenant, body)
         response.status_code = 200 if submitted.reused else 201
         return submitted
 
-    @api.post("/jobs/attach")
+    @api.post("/jobs/attach", tags=["jobs"])
     async def attach(body: AttachRequest, tenant: Annotated[str, tenant_of]) -> Submitted:
         """Find the job of an idempotency key without sending its rows again."""
         return await service.attach(tenant, body.idempotency_key, body.input_hash)
 
-    @api.get("/jobs")
+
+def _add_jobs(api: APIRouter, service: JobService, tenant_of: Tenant) -> None:
+    @api.get("/jobs", tags=["jobs"])
     async def list_jobs(
         request: Request,
         tenant: Annotated[str, tenant_of],
@@ -81,17 +98,37 @@ def router(
             return await service.by_ids(tenant, named)
         return await service.page(tenant, limit=limit, before=before, status=status, labels=_labels(request))
 
-    @api.get("/jobs/{job_id}")
+    @api.get("/jobs/{job_id}", tags=["jobs"])
     async def get_job(job_id: str, tenant: Annotated[str, tenant_of]) -> Job:
         """Read a job."""
         return await service.get(tenant, job_id)
 
-    @api.post("/jobs/{job_id}/cancel")
+    @api.post("/jobs/{job_id}/cancel", tags=["jobs"])
     async def cancel(job_id: str, tenant: Annotated[str, tenant_of], body: CancelRequest | None = None) -> Job:
         """Stop a job for good; committed rows stay readable. An ended job stays as it is."""
         return await service.cancel(tenant, job_id, body.claim if body else None)
 
-    @api.get("/jobs/{job_id}/results")
+    @api.get("/changes", tags=["jobs"])
+    async def changes(
+        request: Request,
+        tenant: Annotated[str, tenant_of],
+        after: str | None = None,
+        wait: Annotated[float, Query(ge=0, le=MAX_WAIT_SECONDS)] = 0.0,
+        on: FeedEvents = FeedEvents.end,
+        limit: Annotated[int, Query(ge=1, le=1_000)] = 500,
+    ) -> Changes:
+        """
+        Wait for changes of this tenant's jobs behind a cursor, each job once in its latest state.
+
+        Without `after` it answers at once with the feed's end.
+        """
+        return await service.changes(
+            tenant, after=after, wait_seconds=wait, on=on, labels=_labels(request), limit=limit
+        )
+
+
+def _add_results(api: APIRouter, reader: ResultReader, threads: Threads, tenant_of: Tenant) -> None:
+    @api.get("/jobs/{job_id}/results", tags=["jobs"])
     async def results(
         job_id: str,
         tenant: Annotated[str, tenant_of],
@@ -112,31 +149,6 @@ def router(
         first = await threads.files(next, pieces, b"")  # what fails at once is an error answer, not a torn file
         headers = {"Content-Disposition": f'attachment; filename="{job_id}.{form}"'}
         return StreamingResponse(_chain(first, pieces), media_type=exports.MEDIA_TYPES[form], headers=headers)
-
-    @api.get("/changes")
-    async def changes(
-        request: Request,
-        tenant: Annotated[str, tenant_of],
-        after: str | None = None,
-        wait: Annotated[float, Query(ge=0, le=MAX_WAIT_SECONDS)] = 0.0,
-        on: FeedEvents = FeedEvents.end,
-        limit: Annotated[int, Query(ge=1, le=1_000)] = 500,
-    ) -> Changes:
-        """
-        Wait for changes of this tenant's jobs behind a cursor, each job once in its latest state.
-
-        Without `after` it answers at once with the feed's end.
-        """
-        return await service.changes(
-            tenant, after=after, wait_seconds=wait, on=on, labels=_labels(request), limit=limit
-        )
-
-    @api.get("/models")
-    async def list_models(_tenant: Annotated[str, tenant_of]) -> ModelList:
-        """The models that jobs may name."""
-        return ModelList(models=models())
-
-    return api
 
 
 def _labels(request: Request) -> dict[str, str]:

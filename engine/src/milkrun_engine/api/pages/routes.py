@@ -8,38 +8,22 @@ Neither shows a prompt or an answer.
 from importlib.resources import files
 from typing import Annotated
 
-import jinja2
 from fastapi import APIRouter, Depends, Request
-from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from fastapi.responses import RedirectResponse, Response
 
 from milkrun.wire import Job
 from milkrun_engine.api.auth import Authenticator
+from milkrun_engine.api.pages.rendering import render
 from milkrun_engine.service.jobs import JobService
 from milkrun_engine.service.views import PageLinks
 
-_HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-    "Cache-Control": "no-store",
-}
 _LISTED = 200
 
 
 def router(service: JobService, links: PageLinks, authenticator: Authenticator) -> APIRouter:
     """Build the pages over the use cases."""
     pages = APIRouter(include_in_schema=False)
-    templates = jinja2.Environment(
-        loader=jinja2.PackageLoader("milkrun_engine.api.pages"), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    templates.filters["number"] = lambda value: "–" if value is None else f"{value:,}"
-    templates.filters["instant"] = lambda value: value.strftime("%Y-%m-%d %H:%M:%S UTC") if value else "–"
     style = (files("milkrun_engine.api.pages") / "style.css").read_bytes()
-
-    def render(name: str, **facts: object) -> Response:
-        return HTMLResponse(templates.get_template(name).render(**facts), headers=_HEADERS)
 
     @pages.get("/")
     async def home() -> Response:

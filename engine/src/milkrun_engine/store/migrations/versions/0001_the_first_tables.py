@@ -1,6 +1,4 @@
-"""
-the first tables
-"""
+"""The first tables."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -12,6 +10,7 @@ depends_on = None
 
 
 def upgrade() -> None:
+    """Make them."""
     op.create_table(
         "secrets",
         sa.Column("name", sa.String(), nullable=False),
