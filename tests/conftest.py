@@ -3,12 +3,16 @@ What every test may rely on: no settings from outside, asyncio for `anyio` tests
 """
 
 import importlib.metadata
+import importlib.util
 import os
 
 import pytest
 
 for _name in [name for name in os.environ if name.startswith("MILKRUN_")]:
     del os.environ[_name]  # also for fixtures that start processes once per session
+
+#: fixtures by what they fix; none of the engine's where only the client is installed
+pytest_plugins = ["fix_store", "fix_api"] if importlib.util.find_spec("milkrun_engine") else []
 
 
 @pytest.fixture(scope="session")
