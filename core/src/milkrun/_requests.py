@@ -92,7 +92,11 @@ class Call:
 
     def build(self, endpoint: Endpoint) -> httpx.Request:
         """Make the request; a new one for each try."""
-        headers = {"User-Agent": USER_AGENT, "Accept": "application/json"}
+        url = httpx.URL(endpoint.url + self.path)
+        if self.params:
+            url = url.copy_with(params=self.params)
+        # httpx adds Host by itself, but not to a request that brings its own stream.
+        headers = {"Host": url.netloc.decode(), "User-Agent": USER_AGENT, "Accept": "application/json"}
         if endpoint.api_key:
             headers["Authorization"] = f"Bearer {endpoint.api_key}"
         stream = None
@@ -103,7 +107,7 @@ class Call:
             headers["Content-Type"] = "application/json"
         return httpx.Request(
             self.method,
-            httpx.URL(endpoint.url + self.path, params=self.params) if self.params else endpoint.url + self.path,
+            url,
             headers=headers,
             content=self.body if isinstance(self.body, bytes) else None,
             stream=stream,

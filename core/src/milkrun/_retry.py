@@ -62,7 +62,7 @@ def is_transient(outcome: httpx.Response | httpx.TransportError) -> bool:
     """Whether the same request may succeed later: no answer, 429 or 5xx; never 409, which states a fact."""
     if isinstance(outcome, httpx.Response):
         return outcome.status_code == 429 or outcome.status_code >= 500
-    return not isinstance(outcome, httpx.UnsupportedProtocol)
+    return not isinstance(outcome, httpx.UnsupportedProtocol | httpx.LocalProtocolError)
 
 
 def retry_after(response: httpx.Response, *, now: datetime | None = None) -> float | None:

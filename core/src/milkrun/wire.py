@@ -228,9 +228,9 @@ class Problem(_Answer):
     """
     Every error answer (RFC 9457 problem details, `application/problem+json`).
 
-    `code` is stable and what programs look at: invalid_request, missing_column, model_not_found, unauthenticated,
-    not_found, idempotency_mismatch, inputs_differ, stale_claim, cursor_lost, input_too_large,
-    file_in_use, not_ready, shutting_down, internal.
+    `code` is stable and what programs look at: invalid_request, missing_column, unknown_model, unauthenticated,
+    not_found, idempotency_mismatch, inputs_differ, stale_claim, cursor_lost, input_too_large, shutting_down,
+    integrity, internal.
     """
 
     type: str = "about:blank"
