@@ -4,6 +4,7 @@ What passes before any route: the size of a body, a request's id, and how long n
 
 import time
 
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from milkrun_engine.domain.ids import new_id
@@ -13,8 +14,11 @@ _UPLOADS = ("/api/files",)
 _PROBES = ("/healthz", "/readyz")
 
 
-class BodyTooLarge(Exception):
-    """A body went over `MAX_BODY_BYTES`."""
+class BodyTooLarge(HTTPException):
+    """A body went over `MAX_BODY_BYTES`; of the framework's kind, since it passes through its body parser."""
+
+    def __init__(self) -> None:
+        super().__init__(413)
 
 
 class Activity:

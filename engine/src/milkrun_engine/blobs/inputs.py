@@ -48,6 +48,8 @@ def read(path: Path, form: InputFormat, position: int) -> Iterator[Item]:
     Raises:
         InputUnreadable: at the first row that can't be reached.
     """
+    if not path.is_file():
+        raise InputUnreadable("the input is not there any more")
     match form:
         case InputFormat.jsonl:
             return _jsonl(path, position)

@@ -7,6 +7,7 @@ cut. Names are made by the engine alone and are never a caller's text.
 """
 
 import hashlib
+import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,8 +53,7 @@ class LocalBlobs:
         """Write a blob; it exists, durably, once the block is left without an exception."""
         target = self.root / name
         self._files.make_folder(target.parent)
-        part = target.with_name(target.name + _PART)
-        part.unlink(missing_ok=True)  # of a crash under the same name
+        part = target.with_name(f"{target.name}.{secrets.token_hex(8)}{_PART}")
         file = self._files.create(part)
         try:
             with file:

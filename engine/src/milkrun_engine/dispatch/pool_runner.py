@@ -172,6 +172,8 @@ class PoolRunner:
             work = await self._load(lease)
             if work is None:
                 continue
+            if (old := self.works.get(lease.chunk_id)) is not None:
+                await self.drop(old)  # its lease ended before a heartbeat could tell
             self.works[lease.chunk_id] = work
             self._quarantine.add(work)
             self._feed.add(work)
@@ -193,7 +195,7 @@ class PoolRunner:
 
     def settled(self, work: ChunkWork) -> None:
         """Commit a chunk once it is whole; see `RunnerHost`."""
-        if work.is_whole and not work.is_dropped and work.lease.chunk_id in self.works:
+        if work.is_whole and self.works.get(work.lease.chunk_id) is work:
             del self.works[work.lease.chunk_id]
             self._spawn(self._commit(work))
 
@@ -246,6 +248,8 @@ class PoolRunner:
         for chunk_id in asked - held:
             if (work := self.works.get(chunk_id)) is not None:
                 await self.drop(work)
+            elif (work := self._committing.get(chunk_id)) is not None:
+                work.is_dropped = True
 
     async def drop_job(self, job_id: str) -> None:
         """Drop a stopped job's chunks."""

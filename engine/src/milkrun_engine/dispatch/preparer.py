@@ -6,6 +6,7 @@ one to be read. A crash resumes at the place of the last committed window.
 """
 
 import logging
+import time
 from collections.abc import Iterator
 
 from milkrun.status import JobKind, RowErrorCode
@@ -39,19 +40,30 @@ class Preparer:
         self._signals = signals
         self._models = models
         self._kinds: dict[str, JobKind] = {name: model.kind for name, model in models.items()}
+        self._postponed: dict[str, float] = {}  # until when, by job
         self._open: dict[str, tuple[int, Iterator[Item]]] = {}  # by job: the place reached, the reader there
 
     async def run_once(self) -> None:
         """Prepare one window, or wait until there is one to prepare."""
         self._signals.to_prepare.clear()
-        work = await self._threads.read(self._store.jobs.next_to_prepare)
+        self._postponed = {job_id: until for job_id, until in self._postponed.items() if until > time.monotonic()}
+        work = await self._threads.read(self._store.jobs.next_to_prepare, list(self._postponed))
         if work is None:
             await wait_event(self._signals.to_prepare, _SAFETY_SECONDS)
             return
         try:
             window = await self._threads.prepare(self._cut, work)
         except InputUnreadable as error:
-            await self._fail(work, error)
+            message = f"the input could not be read behind row {work.rows_read}: {error}"
+            await self._fail(work, "input_unreadable", message)
+            return
+        except OSError:  # a full disk, most likely: it goes on when there is room
+            log.exception("preparation waits", extra={"action": "prepare_postponed", "job_id": work.job_id})
+            self._postponed[work.job_id] = time.monotonic() + _SAFETY_SECONDS
+            return
+        except Exception as error:  # our own fault, and it would happen again: other jobs must not wait behind it
+            log.exception("preparation failed", extra={"action": "prepare_failed", "job_id": work.job_id})
+            await self._fail(work, "internal", f"the engine could not prepare the input ({type(error).__name__})")
             return
         recorded = await self._threads.write(self._store.jobs.commit_window, work, window)
         if not recorded.accepted:
@@ -66,11 +78,10 @@ class Preparer:
             if window.number == 0 or recorded.ended is not None:
                 self._signals.changed(work.tenant_id)
 
-    async def _fail(self, work: Preparation, error: InputUnreadable) -> None:
+    async def _fail(self, work: Preparation, code: str, message: str) -> None:
         self._open.pop(work.job_id, None)
-        log.warning("input unreadable", extra={"action": "input_unreadable", "job_id": work.job_id})
-        message = f"the input could not be read behind row {work.rows_read}: {error}"
-        if await self._threads.write(self._store.jobs.fail, work.job_id, work.epoch, "input_unreadable", message):
+        log.warning("job failed in preparation", extra={"action": "job_failed", "job_id": work.job_id, "code": code})
+        if await self._threads.write(self._store.jobs.fail, work.job_id, work.epoch, code, message):
             self._signals.changed(work.tenant_id)
             self._signals.stopped(work.job_id)
 

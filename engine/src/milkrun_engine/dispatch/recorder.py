@@ -28,11 +28,11 @@ class Recorder:
         self.changed_jobs: set[str] = set()  #: whose counts changed since progress was last published
 
     async def record(self, work: ChunkWork) -> None:
-        """Commit a whole chunk, or find that its lease is lost; tries on while the disk or ledger refuses."""
+        """Commit a whole chunk, or find that its lease is lost; tries on while disk or ledger refuse."""
         while not work.is_dropped:
             try:
                 await self._record(work)
-            except OSError:
+            except Exception:
                 extra = {"action": "record_failed", "job_id": work.lease.job_id, "chunk": work.lease.number}
                 log.exception("a result could not be written; trying again", extra=extra)
                 await asyncio.sleep(_RETRY_SECONDS)

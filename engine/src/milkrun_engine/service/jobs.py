@@ -145,8 +145,7 @@ class JobService:
         digest = hashlib.sha256(data).hexdigest()
         # Named by its content: a repeated submit writes the same bytes to the same name, and adds nothing.
         name = f"inputs/{tenant_id}/rows-{digest}"
-        if not self._blobs.path(name).exists():
-            await self._threads.files(self._blobs.put, name, data)
+        await self._threads.files(self._blobs.put, name, data)
         return InputFileRecord(
             id=name, tenant_id=tenant_id, format=InputFormat.jsonl, bytes=len(data), sha256=digest, blob=name
         )

@@ -231,11 +231,11 @@ class Jobs:
                 stamp(connection, tenant_id, [job_id], status=True)
             return stopped
 
-    def next_to_prepare(self) -> Preparation | None:
-        """The job whose next window is due: the one with the fewest windows, then by rank."""
+    def next_to_prepare(self, but: Sequence[str] = ()) -> Preparation | None:
+        """The job whose next window is due, `but` these: the one with the fewest windows, then by rank."""
         query = (
             select(jobs)
-            .where(jobs.c.prepared.is_(False), jobs.c.status.in_(LIVE))
+            .where(jobs.c.prepared.is_(False), jobs.c.status.in_(LIVE), jobs.c.id.not_in(but))
             .order_by(jobs.c.next_window, jobs.c.rank)
             .limit(1)
         )

@@ -5,7 +5,7 @@ Tenants with their keys, and the secrets that an installation makes for itself.
 import hashlib
 import secrets as random
 
-from sqlalchemy import insert, select
+from sqlalchemy import insert, select, update
 
 from milkrun_engine.domain.ids import new_id
 from milkrun_engine.store.database import Database, scalar
@@ -37,9 +37,11 @@ class Tenants:
                 connection.execute(insert(tenants).values(id=tenant_id, feed_id=new_id("feed")))
 
     def add_key(self, key: str, name: str, tenant_id: str = DEFAULT_TENANT) -> None:
-        """Let a key in; adding it again changes nothing."""
+        """Let a key in, in the place of the tenant's former keys of that name; adding it again changes nothing."""
         digest = key_sha256(key)
         with self._database.write() as connection:
+            former = (api_keys.c.tenant_id == tenant_id, api_keys.c.name == name, api_keys.c.sha256 != digest)
+            connection.execute(update(api_keys).where(*former).values(revoked_at=self._database.now))
             if connection.execute(select(api_keys.c.id).where(api_keys.c.sha256 == digest)).first() is None:
                 now = scalar(connection, self._database.now)
                 connection.execute(
