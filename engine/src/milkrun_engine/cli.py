@@ -14,6 +14,7 @@ import typer
 
 from milkrun import local
 from milkrun_engine import logs
+from milkrun_engine.app import MissingExtra
 from milkrun_engine.lock import DataDirInUse
 from milkrun_engine.serve import serve as run_engine
 from milkrun_engine.settings import EngineSettings
@@ -53,7 +54,7 @@ def serve(
             is_local=is_local or None,
         )
         asyncio.run(run_engine(settings))
-    except (DataDirInUse, ValueError, OSError) as error:
+    except (DataDirInUse, MissingExtra, ValueError, OSError) as error:
         logging.getLogger(__name__).debug("serve failed", exc_info=True)
         typer.echo(f"milkrun serve: {error}", err=True)
         raise typer.Exit(1) from None
