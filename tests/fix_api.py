@@ -10,8 +10,8 @@ from typing import Any
 
 import httpx
 import pytest
-
 from fix_store import NoSync, World
+
 from milkrun_engine.app import Engine
 from milkrun_engine.blobs.local import LocalBlobs
 from milkrun_engine.domain.models import ModelSpec

@@ -3,6 +3,7 @@ Cancel is final at one statement, and what was committed stays readable.
 """
 
 from fix_store import World
+
 from milkrun.status import JobStatus
 from milkrun_engine.domain.jobs import JobRecord
 
@@ -16,9 +17,9 @@ def test_committed_rows_stay_and_the_others_end_cancelled(world: World) -> None:
     first, middle, _ = world.claim(3)
     world.finish(middle)
     before = world.results(job_id)
-    assert [] == before, "the first chunk is undecided: nothing is settled"
+    assert before == [], "the first chunk is undecided: nothing is settled"
     job = cancel(world, job_id)
-    assert (24, 8, 8, True) == (job.rows_total, job.rows_decided, job.rows_succeeded, job.input_complete)
+    assert (job.rows_total, job.rows_decided, job.rows_succeeded, job.input_complete) == (24, 8, 8, True)
     rows = world.results(job_id)
     assert list(range(24)) == [row["index"] for row in rows]
     assert set(range(8, 16)) == {row["index"] for row in rows if row["status"] == "succeeded"}
@@ -36,7 +37,7 @@ def test_a_cancel_twice_is_a_cancel_once(world: World) -> None:
 def test_cancelled_in_preparation_counts_the_rows_read(world: World) -> None:
     job_id = world.submit(400).job.id
     world.prepare_window()
-    assert (None, 256) == (world.job(job_id).rows_total, world.job(job_id).rows_read)
+    assert (world.job(job_id).rows_total, world.job(job_id).rows_read) == (None, 256)
     job = cancel(world, job_id)
     assert (256, False, JobStatus.cancelled) == (job.rows_total, job.input_complete, job.status)
     assert world.prepare_window() is None, "it gets no more windows"
@@ -47,7 +48,7 @@ def test_cancelled_before_the_first_window_has_no_rows(world: World) -> None:
     job_id = world.submit(5).job.id
     job = cancel(world, job_id)
     assert (0, False, JobStatus.cancelled) == (job.rows_total, job.input_complete, job.status)
-    assert [] == world.results(job_id)
+    assert world.results(job_id) == []
 
 
 def test_keys_survive_a_cancel(world: World) -> None:

@@ -3,8 +3,8 @@ An older attempt can't cancel the job of a newer one; a person always can.
 """
 
 import pytest
-
 from fix_store import World
+
 from milkrun.status import JobStatus, Reuse
 from milkrun_engine.domain.errors import NotFound, StaleClaim
 

@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
 import pytest
+from fix_store import World, echo
 from sqlalchemy import select
 
-from fix_store import World, echo
 from milkrun.status import JobStatus
 from milkrun_engine.blobs import chunk_files
 from milkrun_engine.domain.states import ChunkState
@@ -34,7 +34,7 @@ def test_a_commit_counts_once(world: World) -> None:
     before = counted(world, job_id), ledger(world, job_id)
     assert not world.finish(lease).accepted
     assert before == (counted(world, job_id), ledger(world, job_id))
-    assert (8, 8, 0, 8) == counted(world, job_id)
+    assert counted(world, job_id) == (8, 8, 0, 8)
 
 
 def test_a_late_commit_changes_nothing(world: World) -> None:
@@ -47,10 +47,10 @@ def test_a_late_commit_changes_nothing(world: World) -> None:
         return Outcome(index, output=b'"late"', completion_tokens=99)
 
     assert not world.finish(old, other).accepted
-    assert (0, 0, 0, 0) == counted(world, job_id)
+    assert counted(world, job_id) == (0, 0, 0, 0)
     [new] = world.claim(owner="two")
     assert not world.finish(old, other).accepted
-    assert (0, 0, 0, 0) == counted(world, job_id)
+    assert counted(world, job_id) == (0, 0, 0, 0)
     assert world.finish(new).ended is JobStatus.succeeded
     before = ledger(world, job_id)
     assert not world.finish(old, other).accepted
@@ -74,7 +74,7 @@ def test_nothing_commits_after_a_failure(world: World) -> None:
     assert world.store.jobs.fail(job_id, lease.job_epoch, "input_unreadable", "cut off")
     assert not world.finish(lease).accepted
     assert not world.store.jobs.fail(job_id, lease.job_epoch, "again", "an old epoch stops nothing")
-    assert ("input_unreadable", "cut off") == (world.job(job_id).failure_code, world.job(job_id).failure_message)
+    assert (world.job(job_id).failure_code, world.job(job_id).failure_message) == ("input_unreadable", "cut off")
 
 
 def test_a_lease_from_before_a_job_epoch_is_lost(world: World) -> None:
@@ -84,7 +84,7 @@ def test_a_lease_from_before_a_job_epoch_is_lost(world: World) -> None:
     with world.store.database.write() as connection:
         connection.exec_driver_sql("UPDATE jobs SET epoch = epoch + 1")
     assert not world.finish(lease).accepted
-    assert (0, 0, 0, 0) == counted(world, job_id)
+    assert counted(world, job_id) == (0, 0, 0, 0)
     assert ChunkState.leased == ledger(world, job_id)[0][1]
 
 
@@ -95,7 +95,7 @@ def test_a_window_of_a_stopped_job_is_refused(world: World) -> None:
     window = world.cut(work)
     world.store.jobs.cancel(world.tenant, job_id, None)
     assert not world.store.jobs.commit_window(work, window).accepted
-    assert [] == ledger(world, job_id)
+    assert ledger(world, job_id) == []
 
 
 def test_a_window_commits_once(world: World) -> None:
@@ -105,7 +105,7 @@ def test_a_window_commits_once(world: World) -> None:
     window = world.cut(work)
     assert world.store.jobs.commit_window(work, window).accepted
     assert not world.store.jobs.commit_window(work, window).accepted
-    assert 256 == world.job(work.job_id).rows_read
+    assert world.job(work.job_id).rows_read == 256
 
 
 @pytest.mark.parametrize("attempt", range(5))
@@ -140,7 +140,7 @@ def test_a_cancel_racing_commits_is_one_point_in_time(world: World, attempt: int
     assert stopped is (job.status is JobStatus.cancelled)
     committed = [entry for entry in ledger(world, job_id) if entry[1] == ChunkState.committed]
     assert accepted == len(committed)
-    assert 128 == len(world.results(job_id))
+    assert len(world.results(job_id)) == 128
 
 
 def test_two_holders_in_a_race_commit_one_result(world: World) -> None:
@@ -148,6 +148,6 @@ def test_two_holders_in_a_race_commit_one_result(world: World) -> None:
     [lease] = world.claim()
     with ThreadPoolExecutor(4) as threads:
         accepted = [done.accepted for done in threads.map(world.finish, [lease] * 4)]
-    assert 1 == sum(accepted)
-    assert (8, 8, 0, 8) == counted(world, job_id)
-    assert 8 == len(world.results(job_id))
+    assert sum(accepted) == 1
+    assert counted(world, job_id) == (8, 8, 0, 8)
+    assert len(world.results(job_id)) == 8

@@ -3,6 +3,7 @@ A job ends in the transaction that decides its last row, whichever that is.
 """
 
 from fix_store import World
+
 from milkrun.status import JobStatus, RowErrorCode
 from milkrun_engine.replicas.base import Outcome
 
@@ -12,7 +13,7 @@ def test_no_rows(world: World) -> None:
     job = world.job(job_id)
     assert (JobStatus.succeeded, 0, True) == (job.status, job.rows_total, job.input_complete)
     assert job.finished_at is not None
-    assert [] == world.results(job_id)
+    assert world.results(job_id) == []
 
 
 def test_all_rows_refused(world: World) -> None:
@@ -20,7 +21,7 @@ def test_all_rows_refused(world: World) -> None:
     job = world.job(job_id)
     assert (JobStatus.succeeded, 3, 3) == (job.status, job.rows_total, job.rows_failed)
     assert {RowErrorCode.invalid_row: 3} == world.store.jobs.row_errors(job_id)
-    assert [0, 1, 2] == [row["index"] for row in world.results(job_id)]
+    assert [row["index"] for row in world.results(job_id)] == [0, 1, 2]
 
 
 def test_the_last_commit_ends_the_job(world: World) -> None:
@@ -31,7 +32,7 @@ def test_the_last_commit_ends_the_job(world: World) -> None:
     assert JobStatus.running is world.job(job_id).status
     assert world.finish(first).ended is JobStatus.succeeded
     job = world.job(job_id)
-    assert (24, 24, 48, 24) == (job.rows_decided, job.rows_total, job.prompt_tokens, job.completion_tokens)
+    assert (job.rows_decided, job.rows_total, job.prompt_tokens, job.completion_tokens) == (24, 24, 48, 24)
 
 
 def test_every_chunk_commits_before_the_input_is_read(world: World) -> None:
@@ -41,7 +42,7 @@ def test_every_chunk_commits_before_the_input_is_read(world: World) -> None:
     world.run()
     job = world.job(job_id)
     assert (JobStatus.running, 256, 256, None) == (job.status, job.rows_decided, job.rows_read, job.rows_total)
-    assert 256 == len(world.results(job_id)), "all that was read is settled"
+    assert len(world.results(job_id)) == 256, "all that was read is settled"
     world.prepare_window()
     world.run()
     job = world.job(job_id)
@@ -56,7 +57,7 @@ def test_the_last_window_ends_the_job(world: World) -> None:
     assert JobStatus.running is world.job(job_id).status
     window, recorded = world.prepare_window()
     assert (0, True, JobStatus.succeeded) == (window.rows, window.last, recorded.ended)
-    assert 256 == len(world.results(job_id))
+    assert len(world.results(job_id)) == 256
 
 
 def test_the_last_window_of_only_refused_rows_ends_the_job(world: World) -> None:
@@ -66,7 +67,7 @@ def test_the_last_window_of_only_refused_rows_ends_the_job(world: World) -> None
     _, recorded = world.prepare_window()
     assert recorded.ended is JobStatus.succeeded
     job = world.job(job_id)
-    assert (258, 256, 2) == (job.rows_total, job.rows_succeeded, job.rows_failed)
+    assert (job.rows_total, job.rows_succeeded, job.rows_failed) == (258, 256, 2)
 
 
 def test_failed_rows_do_not_fail_a_job(world: World) -> None:
@@ -94,11 +95,11 @@ def test_a_job_of_which_one_chunk_ran_succeeded(world: World) -> None:
     first, second = world.claim(2)
     world.finish(first)
     assert world.finish(second, unavailable).ended is JobStatus.succeeded
-    assert (8, 8, None) == (
+    assert (
         world.job(job_id).rows_succeeded,
         world.job(job_id).rows_failed,
         world.job(job_id).failure_code,
-    )
+    ) == (8, 8, None)
 
 
 def test_an_input_that_becomes_unreadable_keeps_what_was_committed(world: World) -> None:
@@ -111,7 +112,7 @@ def test_an_input_that_becomes_unreadable_keeps_what_was_committed(world: World)
     assert (JobStatus.failed, 256, 256, False) == (
         job.status, job.rows_total, job.rows_succeeded, job.input_complete
     )  # fmt: skip
-    assert 256 == len(world.results(job_id))
+    assert len(world.results(job_id)) == 256
 
 
 def test_a_crash_in_preparation_goes_on_behind_the_last_window(world: World) -> None:
@@ -121,7 +122,7 @@ def test_a_crash_in_preparation_goes_on_behind_the_last_window(world: World) -> 
     world.prepare()
     world.run()
     assert list(range(700)) == [row["index"] for row in world.results(job_id)]
-    assert 700 == world.job(job_id).rows_total
+    assert world.job(job_id).rows_total == 700
 
 
 def test_times_are_the_ledgers_and_in_order(world: World) -> None:

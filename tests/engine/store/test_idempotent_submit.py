@@ -7,8 +7,8 @@ from dataclasses import replace
 from threading import Barrier
 
 import pytest
-
 from fix_store import World
+
 from milkrun.status import JobStatus, OnMismatch, Reuse
 from milkrun.wire import JobSpec
 from milkrun_engine.domain.errors import IdempotencyMismatch, InputsDiffer, NotFound
@@ -125,9 +125,9 @@ def test_twins_at_the_same_moment_get_one_job(world: World, reuse: Reuse) -> Non
 
     with ThreadPoolExecutor(8) as threads:
         answers = list(threads.map(submit, range(8)))
-    assert 1 == len({job_id for job_id, _, _ in answers})
-    assert 1 == sum(not reused for _, reused, _ in answers)
-    assert 8 == len({claim for _, _, claim in answers}), "each twin has its own claim"
+    assert len({job_id for job_id, _, _ in answers}) == 1
+    assert sum(not reused for _, reused, _ in answers) == 1
+    assert len({claim for _, _, claim in answers}) == 8, "each twin has its own claim"
 
 
 def test_twins_with_other_inputs_leave_one_job_alive(world: World) -> None:
@@ -135,7 +135,7 @@ def test_twins_with_other_inputs_leave_one_job_alive(world: World) -> None:
     with ThreadPoolExecutor(6) as threads:
         results = list(threads.map(world.store.jobs.submit, news))
     statuses = [world.job(result.job.id).status for result in results]
-    assert 5 == statuses.count(JobStatus.cancelled)
+    assert statuses.count(JobStatus.cancelled) == 5
     [alive] = [result.job.id for result in results if world.job(result.job.id).status is not JobStatus.cancelled]
     assert alive == world.store.jobs.attach(world.tenant, KEY, None).job.id
 

@@ -3,6 +3,7 @@ A dispatcher that lost its lease changes nothing any more; the chunk runs again 
 """
 
 from fix_store import World
+
 from milkrun.status import JobStatus
 from milkrun_engine.domain.leases import LEASE_SECONDS, Suspicion
 
@@ -12,14 +13,14 @@ def test_a_lease_in_time_is_not_rescued(world: World) -> None:
     [lease] = world.claim()
     world.advance(LEASE_SECONDS - 1)
     assert not world.store.chunks.expired()
-    assert 0 == world.store.chunks.rescue()
+    assert world.store.chunks.rescue() == 0
     assert world.finish(lease).accepted
 
 
 def test_a_chunk_has_one_lease_at_a_time(world: World) -> None:
     world.prepared(24)
     first, second = world.claim(16, owner="one"), world.claim(16, owner="two")
-    assert (3, 0) == (len(first), len(second))
+    assert (len(first), len(second)) == (3, 0)
 
 
 def test_an_expired_lease_goes_to_another_with_a_new_epoch(world: World) -> None:
@@ -27,7 +28,7 @@ def test_an_expired_lease_goes_to_another_with_a_new_epoch(world: World) -> None
     [old] = world.claim(owner="one")
     world.advance(LEASE_SECONDS + 1)
     assert world.store.chunks.expired()
-    assert 1 == world.store.chunks.rescue()
+    assert world.store.chunks.rescue() == 1
     [new] = world.claim(owner="two")
     assert old.chunk_id == new.chunk_id
     assert (old.epoch + 1, old.attempts + 1) == (new.epoch, new.attempts)
@@ -39,8 +40,8 @@ def test_a_renewed_lease_lives_on(world: World) -> None:
     for _ in range(5):
         world.advance(LEASE_SECONDS - 1)
         assert {lease.chunk_id} == world.store.chunks.renew("one", {(lease.chunk_id, lease.epoch): 2})
-        assert 0 == world.store.chunks.rescue()
-    assert 2 == world.job(lease.job_id).rows_in_hand
+        assert world.store.chunks.rescue() == 0
+    assert world.job(lease.job_id).rows_in_hand == 2
 
 
 def test_a_lost_lease_is_not_renewed(world: World) -> None:
@@ -51,7 +52,7 @@ def test_a_lost_lease_is_not_renewed(world: World) -> None:
     [new] = world.claim(owner="two")
     assert set() == world.store.chunks.renew("one", {(old.chunk_id, old.epoch): 1})
     assert set() == world.store.chunks.renew("one", {(new.chunk_id, new.epoch): 1}), "only its owner renews"
-    assert 0 == world.job(new.job_id).rows_in_hand
+    assert world.job(new.job_id).rows_in_hand == 0
 
 
 def test_a_lost_lease_names_no_suspects(world: World) -> None:
@@ -70,13 +71,13 @@ def test_a_server_death_makes_no_suspects(world: World) -> None:
     world.claim()
     world.reopen()
     [lease] = world.claim()
-    assert ({}, 2) == (lease.suspects, lease.attempts), "the attempt was counted by the claim, not by its end"
+    assert (lease.suspects, lease.attempts) == ({}, 2), "the attempt was counted by the claim, not by its end"
 
 
 def test_an_owner_gives_back_only_its_own(world: World) -> None:
     world.prepared(24)
     [mine], [theirs] = world.claim(owner="one"), world.claim(owner="two")
-    assert 1 == world.store.chunks.release("one")
+    assert world.store.chunks.release("one") == 1
     assert not world.finish(mine).accepted
     assert world.finish(theirs).accepted
 
@@ -84,5 +85,5 @@ def test_an_owner_gives_back_only_its_own(world: World) -> None:
 def test_a_dropped_chunk_is_not_claimed(world: World) -> None:
     job_id = world.prepared(24)
     world.store.jobs.cancel(world.tenant, job_id, None)
-    assert [] == world.claim(16)
+    assert world.claim(16) == []
     assert JobStatus.cancelled is world.job(job_id).status

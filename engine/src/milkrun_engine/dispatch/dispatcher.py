@@ -76,7 +76,7 @@ class Dispatcher:
         self._signals.to_dispatch.clear()
         wanted = set(self._signals.wanted_pools)
         self._signals.wanted_pools.clear()
-        wanted |= {work.pool for work in await self._threads.read(self._store.chunks.work)}
+        wanted |= await self._threads.read(self._store.chunks.busy_pools)
         for name, pool in self.pools.items():
             if name in wanted:
                 pool.expect_work()

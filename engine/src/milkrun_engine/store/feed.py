@@ -9,7 +9,7 @@ restored backup is known as lost.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, bindparam, select, update
 
 from milkrun.status import TERMINAL, FeedEvents
 from milkrun_engine.domain.errors import CursorLost
@@ -30,14 +30,19 @@ class ChangePage:
 
 def stamp(connection: Connection, tenant_id: str, job_ids: Sequence[str], *, status: bool) -> None:
     """Number a change of jobs whose rows this transaction has locked; the last thing it does."""
-    number = connection.execute(
+    last = connection.execute(
         update(tenants)
         .where(tenants.c.id == tenant_id)
-        .values(change_number=tenants.c.change_number + 1)
+        .values(change_number=tenants.c.change_number + len(job_ids))
         .returning(tenants.c.change_number)
     ).scalar_one()
+    # Each job gets a number of its own, so that a page may end, and a cursor stand, behind any of them.
+    number = bindparam("number")
     numbers = {"change_number": number, "status_number": number} if status else {"change_number": number}
-    connection.execute(update(jobs).where(jobs.c.id.in_(job_ids)).values(**numbers))
+    connection.execute(
+        update(jobs).where(jobs.c.id == bindparam("job_id")).values(**numbers),
+        [{"job_id": job_id, "number": last - at} for at, job_id in enumerate(reversed(job_ids))],
+    )
 
 
 def cursor_of(connection: Connection, tenant_id: str) -> str:

@@ -1,0 +1,62 @@
+"""
+The numbered migrations add up to the tables that the code knows.
+"""
+
+from pathlib import Path
+
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from fix_store import World
+from sqlalchemy import text
+
+from milkrun_engine.store import Store
+from milkrun_engine.store.migrations import migrate
+from milkrun_engine.store.schema import metadata
+
+
+def partial_indexes(store: Store) -> dict[str, str]:
+    """SQL of the partial indexes, which Alembic's comparison does not look into."""
+    with store.database.read() as connection:
+        query = text("SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql LIKE '% WHERE %'")
+        return {name: " ".join(sql.split()) for name, sql in connection.execute(query)}
+
+
+def test_migrations_make_exactly_the_schema(tmp_path: Path) -> None:
+    migrated = Store(tmp_path / "migrated.db")
+    with migrated.database.writer.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+        assert compare_metadata(context, metadata) == []
+    migrated.close()
+
+
+def test_partial_indexes_are_the_schemas_too(world: World, tmp_path: Path) -> None:
+    from_migrations = partial_indexes(world.store)
+    with world.store.database.writer.begin() as connection:
+        for table in reversed(metadata.sorted_tables):
+            table.drop(connection)
+        metadata.create_all(connection)
+    assert partial_indexes(world.store) == from_migrations
+    assert {"ix_chunks_ready", "ix_chunks_leased", "ix_jobs_unprepared"} == set(from_migrations)
+
+
+def test_upgrading_again_changes_nothing(world: World) -> None:
+    job_id = world.prepared(8)
+    before = world.job(job_id)
+    migrate(world.store.database.writer)
+    migrate(world.store.database.writer)
+    assert before == world.job(job_id)
+
+
+def test_every_table_names_its_tenant() -> None:
+    """Whose row it is stands in the row; an installation's own values and the tenants themselves are the exceptions."""
+    without = {table.name for table in metadata.sorted_tables if "tenant_id" not in table.columns}
+    assert {"tenants", "secrets"} == without
+
+
+def test_commits_are_on_disk_before_they_return(tmp_path: Path) -> None:
+    store = Store(tmp_path / "milkrun.db")
+    with store.database.writer.connect() as connection:
+        pragmas = {
+            name: connection.exec_driver_sql(f"PRAGMA {name}").scalar_one() for name in ("journal_mode", "synchronous")
+        }
+    assert pragmas == {"journal_mode": "wal", "synchronous": 2}
