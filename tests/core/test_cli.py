@@ -165,6 +165,10 @@ def test_other_distributions_add_commands(monkeypatch: pytest.MonkeyPatch, capsy
     assert "plugin:app could not be loaded: broken" in " ".join(err.split())
 
 
+def test_version_needs_no_command(milkrun: Any) -> None:
+    assert milkrun("--version").out.strip().count(".") == 2
+
+
 def test_help_documents_the_exit_codes(milkrun: Any) -> None:
     text = " ".join(milkrun("--help").out.split())
     assert "3 the job failed, was cancelled or expired, 4 the wait timed out" in text

@@ -228,3 +228,14 @@ def test_the_command_line_end_to_end(data_dir: Path, tmp_path: Path) -> None:
     assert json.loads(ran.stdout)["rows_succeeded"] == 2
     lines = (tmp_path / "o.jsonl").read_bytes().splitlines()
     assert [json.loads(line)["key"] for line in lines] == ["a", "b"]
+
+
+def test_the_readme_runs(data_dir: Path) -> None:
+    readme = (Path(__file__).parents[2] / "core" / "README.md").read_text()
+    code = readme.split("```python\n")[1].split("```")[0]
+    environ = {**os.environ, "MILKRUN_DATA_DIR": str(data_dir)}
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False, env=environ
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert {line.split()[0] for line in ran.stdout.splitlines()} == {"a", "b"}

@@ -9,6 +9,7 @@ Milkrun: batch LLM inference on your own machines.
 `Milkrun` and `AsyncMilkrun` are the clients; the two functions here use one default client.
 """
 
+import atexit
 import functools
 from typing import Any, Unpack
 
@@ -94,7 +95,7 @@ __all__ = [
 @functools.cache
 def _default_client() -> Milkrun:
     client = Milkrun()
-    client._closed = True  # noqa: SLF001 - it lives as long as the process: nobody is to be warned of it
+    atexit.register(client.close)
     return client
 
 

@@ -46,16 +46,21 @@ Output = Annotated[Path | None, typer.Option("--output", "-o", help="Write the r
 Labels = Annotated[list[str] | None, typer.Option("--label", metavar="K=V", help="May be repeated.")]
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(version("milkrun"))
+        raise typer.Exit
+
+
 @app.callback()
 def _common(
     context: typer.Context,
     url: Annotated[str | None, typer.Option(help="The engine; else MILKRUN_URL, else the local engine.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Where the local engine lives.")] = None,
-    show_version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+    _version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_show_version)
+    ] = False,
 ) -> None:
-    if show_version:
-        typer.echo(version("milkrun"))
-        raise typer.Exit
     context.obj = {"url": url, "data_dir": data_dir}
 
 
