@@ -14,9 +14,7 @@ import typer
 
 from milkrun import local
 from milkrun_engine import logs
-from milkrun_engine.app import MissingExtra
 from milkrun_engine.lock import DataDirInUse
-from milkrun_engine.serve import serve as run_engine
 from milkrun_engine.settings import EngineSettings
 
 commands = typer.Typer(no_args_is_help=True, help="Run Milkrun's engine.")
@@ -42,6 +40,9 @@ def serve(
     MILKRUN_ADMIN_KEY names the API key; without it a new one is made. `engine.json` in the data
     directory holds address and key.
     """
+    from milkrun_engine.app import MissingExtra  # these bring the whole server: not for every `milkrun` command
+    from milkrun_engine.serve import serve as run_engine
+
     logs.configure(os.environ.get("MILKRUN_LOG_LEVEL", "INFO"))
     try:
         settings = EngineSettings.read(

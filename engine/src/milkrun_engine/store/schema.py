@@ -101,7 +101,7 @@ jobs = Table(
     Column("description", String),
     Column("labels", JSON, nullable=False),
     Column("external_url", String),
-    Column("callback", JSON),
+    Column("callback", JSON(none_as_null=True)),
     Column("retry_of", String),
     Column("rows_from", String),  # the parent of a run of only its failed rows
     Column("expires_at", Float),
@@ -182,7 +182,7 @@ chunks = Table(
     Column("result_blob", String),
     Column("result_sha256", String),
     Column("rows_failed", Integer, nullable=False, default=0),
-    Column("errors", JSON),  # failed rows by code
+    Column("errors", JSON(none_as_null=True)),  # failed rows by code
     Column("committed_at", Float),
     UniqueConstraint("job_id", "number"),
     Index("ix_chunks_ready", "pool", "rank", "id", sqlite_where=Column("state") == "ready"),
