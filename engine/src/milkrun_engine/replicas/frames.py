@@ -20,6 +20,7 @@ class _Frame(msgspec.Struct, frozen=True, array_like=True, tag=True):
 class Load(_Frame, frozen=True):
     spec: ModelSpec
     data_dir: str
+    scratch: str  #: the replica's temporary folder
 
 
 class Run(_Frame, frozen=True):
@@ -54,27 +55,27 @@ class End(_Frame, frozen=True):
 Command = Load | Run | Abort | Stop
 Report = Ready | LoadFailed | Rows | End
 
-_encoder = msgspec.msgpack.Encoder()
-_commands = msgspec.msgpack.Decoder(Command)
-_reports = msgspec.msgpack.Decoder(Report)
+encode = msgspec.msgpack.Encoder().encode
+decode_command = msgspec.msgpack.Decoder(Command).decode
+decode_report = msgspec.msgpack.Decoder(Report).decode
 
 
 def pack(frame: Command | Report) -> bytes:
     """Write a frame with its length in front."""
-    data = _encoder.encode(frame)
+    data = encode(frame)
     return len(data).to_bytes(4) + data
 
 
 async def read_command(reader: asyncio.StreamReader) -> Command | None:
     """Read the engine's next command, or None when it has gone."""
     data = await _read(reader)
-    return None if data is None else _commands.decode(data)
+    return None if data is None else decode_command(data)
 
 
 async def read_report(reader: asyncio.StreamReader) -> Report | None:
     """Read the process's next report, or None when it has gone."""
     data = await _read(reader)
-    return None if data is None else _reports.decode(data)
+    return None if data is None else decode_report(data)
 
 
 async def _read(reader: asyncio.StreamReader) -> bytes | None:

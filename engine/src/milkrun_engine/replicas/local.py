@@ -6,22 +6,18 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
-from functools import partial
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 from milkrun_engine.domain.models import ModelSpec
-from milkrun_engine.replicas import frames
-from milkrun_engine.replicas import scratch as _scratch
+from milkrun_engine.replicas import frames, remains
 from milkrun_engine.replicas.base import HandOut, Outcome, ReplicaDied, ReplicaInfo, ReplicaLoadError
 from milkrun_engine.replicas.profiles import environment
 
 log = logging.getLogger(__name__)
 _STOP_SECONDS = 15.0  # a loaded vLLM needs a few
-_GRACE_SECONDS = 1.0
 
 
 class LocalPool:
@@ -33,11 +29,11 @@ class LocalPool:
 
     async def start(self) -> None:
         """Remove what a killed engine left."""
-        await asyncio.to_thread(_scratch.sweep, self._data_dir)
+        await asyncio.to_thread(remains.sweep, self._data_dir)
 
     async def start_replica(self, spec: ModelSpec) -> "LocalHandle":
         """Start the process of one replica, which begins to load its model."""
-        scratch = _scratch.make(self._data_dir)
+        scratch = remains.make(self._data_dir)
         variables = environment(spec, self._data_dir, scratch)
         ours, theirs = socket.socketpair()
         with theirs:
@@ -46,8 +42,8 @@ class LocalPool:
                 stdin=theirs.fileno(), stdout=2, env={**os.environ, **variables}, process_group=0,
             )  # fmt: skip
         reader, writer = await asyncio.open_unix_connection(sock=ours)
-        writer.write(frames.pack(frames.Load(spec, str(self._data_dir))))
-        handle = LocalHandle(process, reader, writer, partial(_scratch.remove, scratch, self._data_dir))
+        writer.write(frames.pack(frames.Load(spec, str(self._data_dir), str(scratch))))
+        handle = LocalHandle(process, reader, writer, scratch, self._data_dir)
         self._handles = {known for known in self._handles if known.alive} | {handle}
         return handle
 
@@ -65,18 +61,18 @@ class LocalHandle:
         process: asyncio.subprocess.Process,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
-        clean_up: Callable[[], None],
+        scratch: Path,
+        data_dir: Path,
     ) -> None:
         self._process = process
         self._reader = reader
         self._writer = writer
-        self._clean_up = clean_up
-        self._shared: set[Path] = set()  # what the processes hold in shared memory
+        self._scratch = scratch
+        self._data_dir = data_dir
         self._ready: asyncio.Future[ReplicaInfo] = asyncio.get_running_loop().create_future()
         self._ready.add_done_callback(_seen)
         self._outputs: dict[int, asyncio.Queue[frames.Rows | frames.End | None]] = {}
         self._gone = False
-        self._stopping = False
         self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._watch())]
 
     @property
@@ -116,7 +112,6 @@ class LocalHandle:
 
     async def stop(self) -> None:
         """End the process and its group: politely, then by force."""
-        self._stopping = True
         if not self._gone:
             self._writer.write(frames.pack(frames.Stop()))
         try:
@@ -124,8 +119,8 @@ class LocalHandle:
                 await self._process.wait()
         except TimeoutError:
             pass
-        self._kill_group()
-        await self._process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
         await asyncio.gather(*self._tasks)
         self._writer.close()
 
@@ -134,7 +129,7 @@ class LocalHandle:
         while (report := await frames.read_report(self._reader)) is not None:
             match report:
                 case frames.Ready(info):
-                    self._shared = _scratch.shared_memory(info.pids)
+                    remains.note(self._scratch, info.pids)
                     self._ready.set_result(info)
                 case frames.LoadFailed(message):
                     self._ready.set_exception(ReplicaLoadError(message))
@@ -150,16 +145,10 @@ class LocalHandle:
 
     async def _watch(self) -> None:
         code = await self._process.wait()
-        if not self._stopping:
-            await asyncio.sleep(_GRACE_SECONDS)  # its children end by themselves, and free their shared memory
-        self._kill_group()
-        _scratch.unlink(self._shared)
-        await asyncio.to_thread(self._clean_up)
+        # A child that outlived it would keep memory and cores.
+        await asyncio.to_thread(remains.end, self._process.pid, self._scratch)
+        await asyncio.to_thread(remains.remove, self._scratch, self._data_dir)
         log.info("replica ended", extra={"action": "replica_ended", "pid": self._process.pid, "code": code})
-
-    def _kill_group(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
 
 
 def _seen(future: "asyncio.Future[ReplicaInfo]") -> None:

@@ -1,0 +1,227 @@
+"""
+The Ray pool: each replica is one plain Ray actor, on a Ray that lives and dies with the engine.
+
+Ray places, starts and watches; rows reach the actor as msgpack bytes and come back over a
+streaming generator.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from milkrun_engine.domain.models import ModelSpec
+from milkrun_engine.replicas import frames, hosting, remains
+from milkrun_engine.replicas.base import (
+    HandOut,
+    Outcome,
+    Replica,
+    ReplicaDied,
+    ReplicaInfo,
+    ReplicaLoadError,
+    decode_handout,
+    decode_outcomes,
+    encode_handout,
+    encode_outcomes,
+)
+from milkrun_engine.replicas.profiles import device, environment
+
+_STOP_SECONDS = 15.0
+_OBJECT_STORE_BYTES = 256 << 20  # rows stream through; nothing is kept
+_RAY_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else it re-resolves the environment under `uv run`
+    # Ray's ports execute what they are sent: they listen on the loopback address (what this name says on other
+    # systems it does on Linux too), and ask for a token that only this engine's processes know.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_AUTH_MODE": "token",
+}
+
+
+class RayPool:
+    """Replicas as Ray actors on this host; Ray itself starts with the first of them."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._data_dir = data_dir.absolute()
+        self._folder: Path | None = None  # of Ray; also says that it runs
+        self._starting = asyncio.Lock()
+        self._handles: list[RayHandle] = []
+
+    async def start(self) -> None:
+        """Remove what a killed engine left."""
+        await asyncio.to_thread(remains.sweep, self._data_dir)
+
+    async def start_replica(self, spec: ModelSpec) -> "RayHandle":
+        """Start an actor, which begins to load its model."""
+        async with self._starting:
+            if self._folder is None:
+                self._folder = remains.make(self._data_dir)
+                await asyncio.to_thread(_start_ray, self._folder)
+        handle = RayHandle(spec, self._data_dir)
+        self._handles = [known for known in self._handles if not known.stopped] + [handle]
+        return handle
+
+    async def stop(self) -> None:
+        """Stop every replica, then Ray."""
+        await asyncio.gather(*(handle.stop() for handle in self._handles))
+        self._handles.clear()
+        if self._folder is not None:
+            import ray
+
+            await asyncio.to_thread(ray.shutdown)
+            await asyncio.to_thread(remains.remove, self._folder, self._data_dir)
+            self._folder = None
+
+
+class RayHandle:
+    """
+    The engine's end of one actor.
+
+    Ray never restarts it (`max_restarts=0`): a restarted actor would load its model while the
+    dispatcher, which owns the back-off and the load breaker, takes it for dead. The dispatcher asks the pool
+    for another one instead, so death means the same in every pool.
+    """
+
+    def __init__(self, spec: ModelSpec, data_dir: Path) -> None:
+        import ray
+
+        self._spec = spec
+        self._data_dir = data_dir
+        self._folder = remains.make(data_dir)
+        self._info: ReplicaInfo | None = None
+        self.stopped = False
+        self._actor = (
+            ray.remote(_Host)
+            .options(
+                num_cpus=0,  # Ray's count is bookkeeping; vLLM pins its own threads
+                num_gpus=_gpus(spec),
+                max_restarts=0,
+                max_task_retries=0,  # a repeated call would run its rows again
+                max_concurrency=1_000,
+                runtime_env={"env_vars": environment(spec, data_dir, self._folder)},
+            )
+            .remote(frames.encode(frames.Load(spec, str(data_dir), str(self._folder))))
+        )
+        self._group = self._actor.group.remote()  # answered before the load blocks the actor
+        self._loading = self._actor.load.remote()
+
+    async def ready(self) -> ReplicaInfo:
+        """Wait until the model is loaded; see `ReplicaHandle`."""
+        if self._info is None:
+            try:
+                report = frames.decode_report(await self._loading)
+            except _ray_errors() as error:
+                raise ReplicaLoadError(f"the actor of {self._spec.name} ended while loading") from error
+            if isinstance(report, frames.LoadFailed):
+                raise ReplicaLoadError(report.message)
+            assert isinstance(report, frames.Ready)
+            self._info = report.info
+            remains.note(self._folder, self._info.pids)
+        return self._info
+
+    async def run(self, handout: HandOut) -> AsyncIterator[list[Outcome]]:
+        """Run a hand-out; see `ReplicaHandle`. Leaving the loop early aborts it."""
+        ended = False
+        try:
+            async for item in self._actor.run.remote(encode_handout(handout)):
+                yield decode_outcomes(await item)
+            ended = True
+        except _ray_errors() as error:
+            raise ReplicaDied(f"the actor of {self._spec.name} is gone ({type(error).__name__})") from error
+        finally:
+            if not ended:
+                await self.abort(handout.id)
+
+    async def abort(self, handout_id: int) -> None:
+        """Stop the unfinished rows of a hand-out; never raises."""
+        with contextlib.suppress(*_ray_errors()):
+            self._actor.abort.remote(handout_id)
+
+    async def stop(self) -> None:
+        """End the actor and its processes: politely, then by force."""
+        import ray
+
+        if self.stopped:
+            return
+        self.stopped = True
+        group = 0
+        with contextlib.suppress(TimeoutError, *_ray_errors()):
+            async with asyncio.timeout(_STOP_SECONDS):
+                group = await self._group
+        if self._info is not None:  # else it still loads, and would answer after that only
+            with contextlib.suppress(TimeoutError, *_ray_errors()):
+                async with asyncio.timeout(_STOP_SECONDS):
+                    await self._actor.stop.remote()
+        if group:
+            await asyncio.to_thread(remains.end, group, self._folder)
+        await asyncio.to_thread(ray.kill, self._actor)
+        await asyncio.to_thread(remains.remove, self._folder, self._data_dir)
+
+
+class _Host:
+    """The actor: hosts any replica in a process that Ray started."""
+
+    def __init__(self, load: bytes) -> None:
+        command = frames.decode_command(load)
+        assert isinstance(command, frames.Load)
+        self._command = command
+        self._replica: Replica | None = None
+
+    async def group(self) -> int:
+        """Name the process group that this process leads, or 0."""
+        return os.getpgrp() if os.getpgrp() == os.getpid() else 0
+
+    async def load(self) -> bytes:
+        try:
+            self._replica, info = await hosting.load(self._command.spec, Path(self._command.data_dir))
+        except ReplicaLoadError as error:
+            return frames.encode(frames.LoadFailed(str(error)))
+        return frames.encode(frames.Ready(info))
+
+    async def run(self, handout: bytes) -> AsyncIterator[bytes]:
+        assert self._replica is not None
+        async for finished in hosting.outcomes(self._replica, decode_handout(handout)):
+            yield encode_outcomes(finished)
+
+    async def abort(self, handout_id: int) -> None:
+        if self._replica is not None:
+            await self._replica.abort(handout_id)
+
+    async def stop(self) -> None:
+        if self._replica is not None:
+            await self._replica.stop()
+
+
+def _start_ray(folder: Path) -> None:
+    for name, value in _RAY_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)  # read when Ray is imported
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    try:
+        import ray
+    except ImportError as error:
+        raise ReplicaLoadError("Ray is not installed: install milkrun-engine[ray], or use --pool local") from error
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    ray.init(
+        address="local",  # never somebody else's cluster
+        include_dashboard=False,
+        log_to_driver=False,
+        configure_logging=False,
+        object_store_memory=_OBJECT_STORE_BYTES,
+        _temp_dir=str(folder),
+    )
+
+
+def _gpus(spec: ModelSpec) -> int:
+    """Count the devices that a replica needs."""
+    if spec.replica != "vllm" or device() == "cpu":
+        return 0
+    return int(spec.engine_args.get("tensor_parallel_size", 1)) * int(spec.engine_args.get("pipeline_parallel_size", 1))
+
+
+def _ray_errors() -> tuple[type[BaseException], ...]:
+    from ray.exceptions import RayError
+
+    return (RayError,)

@@ -1,0 +1,89 @@
+"""
+What a replica leaves behind, and its removal: processes, a temporary folder, shared memory.
+
+A folder lies outside the data folder, because the paths of Unix sockets are short. A link in
+the data folder remembers it, and a file in it the shared memory of the replica's processes,
+so that the next engine removes what a killed one left.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import psutil
+
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (nothing is made here)
+_NOTE = "shared_memory"
+_END_SECONDS = 5.0
+
+
+def make(data_dir: Path) -> Path:
+    """Make a folder with a short path, and remember it."""
+    folder = Path(tempfile.mkdtemp(prefix="milkrun-"))
+    links = data_dir / "scratch"
+    links.mkdir(parents=True, exist_ok=True)
+    (links / f"{os.getpid()}-{folder.name}").symlink_to(folder)
+    return folder
+
+
+def note(folder: Path, pids: Iterable[int]) -> None:
+    """Note the shared memory of living processes, which would outlive their sudden end."""
+    files = set[str]()
+    for pid in pids:
+        files.add(f"__KMP_REGISTERED_LIB_{pid}_0")  # Intel's OpenMP marks each process
+        files |= _mapped_files(pid)
+    with contextlib.suppress(FileNotFoundError), (folder / _NOTE).open("a") as out:
+        out.writelines(f"{name}\n" for name in sorted(files))
+
+
+def end(group: int, folder: Path) -> None:
+    """Kill every process of a group but the caller, and wait until they are gone; safe to repeat."""
+    deadline = time.monotonic() + _END_SECONDS
+    while (members := _members(group)) and time.monotonic() < deadline:
+        note(folder, members)
+        for pid in members:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+
+
+def remove(folder: Path, data_dir: Path) -> None:
+    """Remove a folder and the shared memory noted in it, and forget it; its processes are gone. Safe to repeat."""
+    with contextlib.suppress(FileNotFoundError):
+        for name in (folder / _NOTE).read_text().splitlines():
+            (_SHARED_MEMORY / name).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    for link in (data_dir / "scratch").glob(f"*-{folder.name}"):
+        link.unlink(missing_ok=True)
+
+
+def sweep(data_dir: Path) -> None:
+    """Remove what engines left that are no more."""
+    for link in (data_dir / "scratch").glob("*-*"):
+        if not psutil.pid_exists(int(link.name.split("-", 1)[0])):
+            remove(link.readlink(), data_dir)
+
+
+def _members(group: int) -> list[int]:
+    members = []
+    for pid in psutil.pids():
+        with contextlib.suppress(OSError, psutil.Error):
+            if os.getpgid(pid) == group and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                members.append(pid)
+    return [pid for pid in members if pid != os.getpid()]
+
+
+def _mapped_files(pid: int) -> set[str]:
+    """Name what a process maps of the shared memory; by inode, because a semaphore is mapped under another name."""
+    inodes = set[int]()
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            fields = line.split(maxsplit=5)
+            if len(fields) == 6 and fields[5].startswith(str(_SHARED_MEMORY)):
+                inodes.add(int(fields[4]))
+    return {entry.name for entry in os.scandir(_SHARED_MEMORY) if entry.inode() in inodes}
