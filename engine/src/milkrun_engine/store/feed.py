@@ -9,7 +9,7 @@ restored backup is known as lost.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, bindparam, select, update
+from sqlalchemy import BindParameter, Connection, bindparam, select, update
 
 from milkrun.status import TERMINAL, FeedEvents
 from milkrun_engine.domain.errors import CursorLost
@@ -37,7 +37,7 @@ def stamp(connection: Connection, tenant_id: str, job_ids: Sequence[str], *, sta
         .returning(tenants.c.change_number)
     ).scalar_one()
     # Each job gets a number of its own, so that a page may end, and a cursor stand, behind any of them.
-    number = bindparam("number")
+    number: BindParameter[int] = bindparam("number")
     numbers = {"change_number": number, "status_number": number} if status else {"change_number": number}
     connection.execute(
         update(jobs).where(jobs.c.id == bindparam("job_id")).values(**numbers),
