@@ -1,0 +1,85 @@
+"""
+All checks and all tests in one command: lint, import rules, types, then pytest in each environment.
+
+    python3 tests/run.py
+
+Makes the environments first; safe to repeat. Every step runs, whatever the one before it said;
+the exit code is not zero if any of them failed. Needs CPython 3.11 on Linux.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from xml.etree import ElementTree
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests" / "environments"))
+
+import environments  # noqa: E402  # found by the line above, under any Python
+
+CHECKS = {
+    "lint": ["ruff", "check", "--quiet"],
+    "format": ["ruff", "format", "--check", "--quiet"],
+    "imports": ["lint-imports"],
+    "types": ["mypy"],
+}
+#: What pytest runs in each environment: the client alone, then everything beside the engine.
+TESTS = {"core": ["tests/core", "-m", "not engine"], "engine": ["tests"]}
+
+
+def main() -> int:
+    """Run every step; end with pytest's own closing line, or with the names of the steps that failed."""
+    environments.require_python()
+    environments.create("core", "engine")
+    failed = [name for name, command in CHECKS.items() if not step(name, [tool(command[0]), *command[1:]])]
+    with tempfile.TemporaryDirectory(prefix="milkrun-tests-") as folder:
+        for name, arguments in TESTS.items():
+            report = Path(folder) / f"{name}.xml"
+            command = [str(environments.python(name)), "-m", "pytest", f"--junit-xml={report}", *arguments]
+            command += sys.argv[1:]
+            if name != "engine":
+                failed += [] if step(f"tests in the {name} environment", command) else [f"tests ({name})"]
+                print(f"    {counts(report)}", flush=True)
+            else:  # the last one: its closing line is ours
+                print(f"--- tests in the {name} environment", flush=True)
+                failed += [] if run(command) else [f"tests ({name})"]
+    if failed and failed != ["tests (engine)"]:
+        print(f"failed: {', '.join(failed)}", flush=True)
+    return 1 if failed else 0
+
+
+def tool(name: str) -> str:
+    """A tool of the engine's environment."""
+    return str(environments.python("engine").parent / name)
+
+
+def step(name: str, command: list[str]) -> bool:
+    """Run a step and say how it went."""
+    print(f"--- {name}", flush=True)
+    started = time.monotonic()
+    good = run(command)
+    print(f"    {name}: {'ok' if good else 'FAILED'} after {time.monotonic() - started:.0f} s", flush=True)
+    return good
+
+
+def run(command: list[str]) -> bool:
+    """Run a command from the top of the checkout."""
+    environment = {**os.environ, "PATH": f"{environments.python('engine').parent}{os.pathsep}{os.environ['PATH']}"}
+    return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode == 0
+
+
+def counts(report: Path) -> str:
+    """How many tests ran, from pytest's report."""
+    if not report.is_file():
+        return "no tests ran"
+    suite = next(ElementTree.parse(report).iter("testsuite")).attrib
+    return f"{suite['tests']} tests, {suite['failures']} failed, {suite['errors']} errors, {suite['skipped']} skipped"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
