@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "environments"))
@@ -77,7 +77,7 @@ def counts(report: Path) -> str:
     """How many tests ran, from pytest's report."""
     if not report.is_file():
         return "no tests ran"
-    suite = next(ElementTree.parse(report).iter("testsuite")).attrib
+    suite = next(ET.parse(report).iter("testsuite")).attrib
     return f"{suite['tests']} tests, {suite['failures']} failed, {suite['errors']} errors, {suite['skipped']} skipped"
 
 
