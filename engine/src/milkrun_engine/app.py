@@ -146,6 +146,7 @@ class Engine:
 
     async def start(self) -> None:
         """Begin the background duties."""
+        await self._dispatcher.start()
         self._tasks = [asyncio.create_task(duty) for duty in self._duties]
         self._is_ready = True
 

@@ -65,6 +65,10 @@ class Dispatcher:
         self._dropping: set[asyncio.Task[None]] = set()
         signals.on_stopped(self._job_stopped)
 
+    async def start(self) -> None:
+        """Make the place of the replicas ready; none is started before there is work."""
+        await self._pool.start()
+
     def duties(self) -> list[Coroutine[Any, Any, None]]:
         """The loops to run, until cancelled."""
         pools = [repeat(f"pool {name}", pool.run_once) for name, pool in self.pools.items()]
