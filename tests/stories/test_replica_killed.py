@@ -1,0 +1,52 @@
+"""
+The death of a replica: killed from outside, or by a row.
+"""
+
+import math
+from collections.abc import Callable
+
+import pytest
+from checker import echo_answers, violations
+from stories.server import Server, wait_for
+
+pytestmark = pytest.mark.engine
+WINDOW_ROWS = 32
+
+
+def test_a_killed_replica_loses_nothing(serve: Callable[..., Server]) -> None:
+    """`kill -9` of echo in mid-job: its rows in flight run again, alone at first, and nobody is blamed."""
+    server = serve(pace=0.002, engine_args={"window_rows": WINDOW_ROWS, "handout_rows": 16})
+    texts = [f"row {index}" for index in range(1_500)]
+    with server.client() as client, server.watched() as feed:
+        job_id = client.infer(texts)
+        wait_for(lambda: client.job(job_id).rows_succeeded > 300, what="some commits")
+        [replica] = server.replicas()
+        replica.kill()
+        client.wait(job_id, timeout=60)
+    evidence = server.evidence(job_id, echo_answers(texts), feed=feed, spare_executions=WINDOW_ROWS)
+    assert [] == violations(evidence)
+
+
+def test_a_poison_row_is_alone(serve: Callable[..., Server]) -> None:
+    """A row that kills its replica ends as `engine_crash`; its neighbours answer as if it were not there."""
+    server = serve(engine_args={"window_rows": 8, "handout_rows": 8})
+    texts = ["die: now" if index == 21 else f"row {index}" for index in range(40)]
+    deaths = math.ceil(math.log2(8)) + 3
+    with server.client() as client:
+        job_id = client.infer(texts)
+        assert 39 == client.wait(job_id, timeout=90).rows_succeeded
+    assert [] == violations(server.evidence(job_id, echo_answers(texts), spare_executions=8 * deaths))
+    assert server.log.read_text().count('"replica_died"') <= deaths
+
+
+def test_suspects_outlive_the_server(serve: Callable[..., Server]) -> None:
+    """A server killed between the deaths of a poison row goes on with the bisection where it was."""
+    server = serve(engine_args={"window_rows": 8, "handout_rows": 8})
+    texts = ["die: now" if index == 5 else f"row {index}" for index in range(24)]
+    with server.client() as client:
+        job_id = client.infer(texts)
+        wait_for(lambda: '"replica_died"' in server.log.read_text(), what="the first death")
+        server.kill()
+        server.start()
+        assert 23 == client.wait(job_id, timeout=90).rows_succeeded
+    assert [] == violations(server.evidence(job_id, echo_answers(texts), spare_executions=8 * 8))
