@@ -68,6 +68,9 @@ class PoolRunner:
         self._recording: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._has_work = False
+        self._news = 0  # how often there may have been something new to claim
+        self._drained_at = -1  # the news at which a claim found too few
+        self._overtaken_at = -1  # the news at which nothing was due sooner than what waits
         self._worked_at = time.monotonic()
         self._chunk_rows = 8  # of the last claim: how many chunks fill a window
 
@@ -97,6 +100,7 @@ class PoolRunner:
     def expect_work(self) -> None:
         """There are rows for this pool, or there will be in a moment: have its replicas ready."""
         self._has_work = True
+        self._news += 1
         self._worked_at = time.monotonic()
         self._wake.set()
 
@@ -145,15 +149,22 @@ class PoolRunner:
         window = sum(runner.info.window_rows for runner in self._runners if runner.info)
         if not window:
             return
-        room = 2 * window - self._feed.waiting_rows
+        claim = self._store.chunks.claim
+        news = self._news  # as of before the claim: what comes in meanwhile is looked at again
         if self._feed.waiting_rows < window:
+            if self._drained_at == news:
+                return
+            room = 2 * window - self._feed.waiting_rows
             limit = max(1, min(_MOST_CLAIMS, room // self._chunk_rows))
-            leases = await self._threads.write(self._store.chunks.claim, self.spec.name, self._owner, limit)
-        elif (last := self._feed.last_rank) is not None:
+            leases = await self._threads.write(claim, self.spec.name, self._owner, limit)
+            if len(leases) < limit:
+                self._drained_at = news
+        elif self._overtaken_at != news:
             # Full, but what is due sooner than the last that waits may still come in.
-            leases = await self._threads.write(
-                self._store.chunks.claim, self.spec.name, self._owner, 1, before_rank=last
-            )
+            last = self._feed.last_rank
+            leases = await self._threads.write(claim, self.spec.name, self._owner, 1, before_rank=last)
+            if not leases:
+                self._overtaken_at = news
         else:
             return
         await self._accept(leases)

@@ -105,6 +105,7 @@ class ReplicaRunner:
         finally:
             await self._end_receivers(0)
             await self._stop_replica()
+            self._quarantine.survived(self)
 
     async def _load_and_serve(self) -> None:
         self._handle = await self._pool.start_replica(self._spec)
