@@ -19,6 +19,8 @@ import psutil
 
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (nothing is made here)
 _NOTE = "shared_memory"
+_MARK = "__KMP_REGISTERED_LIB_"  # of Intel's OpenMP, one a process, by its id
+_TRACKER_SECONDS = 1.0
 _END_SECONDS = 5.0
 
 
@@ -33,22 +35,25 @@ def make(data_dir: Path) -> Path:
 
 def note(folder: Path, pids: Iterable[int]) -> None:
     """Note the shared memory of living processes, which would outlive their sudden end."""
-    files = set[str]()
-    for pid in pids:
-        files.add(f"__KMP_REGISTERED_LIB_{pid}_0")  # Intel's OpenMP marks each process
-        files |= _mapped_files(pid)
+    files = {name for pid in pids for name in _mapped_files(pid)}
     with contextlib.suppress(FileNotFoundError), (folder / _NOTE).open("a") as out:
         out.writelines(f"{name}\n" for name in sorted(files))
 
 
 def end(group: int, folder: Path) -> None:
-    """Kill every process of a group but the caller, and wait until they are gone; safe to repeat."""
-    deadline = time.monotonic() + _END_SECONDS
-    while (members := _members(group)) and time.monotonic() < deadline:
+    """
+    Kill every process of a group but the caller, and wait until they are gone; safe to repeat.
+
+    Python's resource tracker first gets a moment to free what those that ended before have left.
+    """
+    start = time.monotonic()
+    while (members := _members(group)) and time.monotonic() < start + _END_SECONDS:
         note(folder, members)
+        patient = time.monotonic() < start + _TRACKER_SECONDS
         for pid in members:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+                if not (patient and _is_tracker(pid)):
+                    os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
 
 
@@ -57,6 +62,9 @@ def remove(folder: Path, data_dir: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         for name in (folder / _NOTE).read_text().splitlines():
             (_SHARED_MEMORY / name).unlink(missing_ok=True)
+    for mark in _SHARED_MEMORY.glob(f"{_MARK}*"):
+        if not psutil.pid_exists(int(mark.name.removeprefix(_MARK).split("_", 1)[0])):
+            mark.unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
     for link in (data_dir / "scratch").glob(f"*-{folder.name}"):
         link.unlink(missing_ok=True)
@@ -76,6 +84,12 @@ def _members(group: int) -> list[int]:
             if os.getpgid(pid) == group and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
                 members.append(pid)
     return [pid for pid in members if pid != os.getpid()]
+
+
+def _is_tracker(pid: int) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return any("resource_tracker" in word for word in psutil.Process(pid).cmdline())
+    return False
 
 
 def _mapped_files(pid: int) -> set[str]:
