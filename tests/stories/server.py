@@ -27,13 +27,15 @@ STOP_SECONDS = 30.0
 
 class Server:
     """
-    `milkrun serve --replica echo` on a folder of its own.
+    `milkrun serve` on a folder of its own, with echo unless told otherwise.
 
     Args:
         folder: gets `data` (the data directory), `echo.log`, `server.log` and `models.yaml`.
         pace: seconds a row of the whole replica.
         engine_args: more of echo's arguments.
         environ: variables beside the caller's own.
+        replica: echo, or vllm with the models that ship.
+        pool: local or ray.
     """
 
     def __init__(
@@ -43,15 +45,20 @@ class Server:
         pace: float = 0.0,
         engine_args: Mapping[str, Any] | None = None,
         environ: Mapping[str, str] | None = None,
+        replica: str = "echo",
+        pool: str = "local",
     ) -> None:
         self.data_dir = folder / "data"
         self.echo_log = folder / "echo.log"
         self.log = folder / "server.log"
         self.interruptions: list[Interruption] = []
-        self._models = folder / "models.yaml"
-        arguments = {"seconds_per_row": pace, **(engine_args or {})}
-        model = {"name": "echo", "tokens_per_second": 100_000, "engine_args": arguments}
-        self._models.write_text(yaml.safe_dump({"models": [model]}))
+        self._arguments = ["--replica", replica, "--pool", pool, "--data-dir", str(self.data_dir)]
+        if replica == "echo":
+            models = folder / "models.yaml"
+            arguments = {"seconds_per_row": pace, **(engine_args or {})}
+            model = {"name": "echo", "tokens_per_second": 100_000, "engine_args": arguments}
+            models.write_text(yaml.safe_dump({"models": [model]}))
+            self._arguments += ["--models", str(models)]
         self._port = _free_port()
         self._environ = {
             **os.environ,
@@ -88,13 +95,14 @@ class Server:
 
     def launch(self) -> None:
         """Start without waiting."""
-        arguments = "serve --replica echo --pool local --port".split()
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "milkrun_engine", *arguments, str(self._port),
-                 "--models", str(self._models), "--data-dir", str(self.data_dir)],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._environ,
-            )  # fmt: skip
+                [sys.executable, "-m", "milkrun_engine", "serve", "--port", str(self._port), *self._arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self._environ,
+            )
 
     def await_ready(self) -> None:
         """Wait until the launched process has written its address: it answers then."""

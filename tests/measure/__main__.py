@@ -1,0 +1,27 @@
+"""
+The long measurements: `python tests/measure NAME [options]`, with NAME one of kills, scale, waiters, vllm_kills.
+
+Each starts its own engines on temporary folders, prints a table, and ends with its figures as
+one line of JSON. The exit code is not zero when a promise was broken.
+"""
+
+import importlib
+import sys
+from pathlib import Path
+
+NAMES = ("kills", "scale", "waiters", "vllm_kills")
+
+
+def main() -> int:
+    """Run the measurement that the command line names."""
+    if len(sys.argv) < 2 or sys.argv[1] not in NAMES:
+        print(__doc__.strip())
+        return 2
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    name = sys.argv.pop(1)
+    sys.argv[0] = f"measure {name}"
+    return int(importlib.import_module(f"measure.{name}").main())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

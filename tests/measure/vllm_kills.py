@@ -1,0 +1,83 @@
+"""
+`kill -9` of the processes of a real replica in mid-job: the Ray worker, and vLLM's engine core.
+
+The default model answers short prompts at temperature 0; the result of a run with kills is
+compared with that of a run without.
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+from checker import Evidence, violations
+from measure.report import figures, say, table
+from stories.server import Server, wait_for
+
+LOAD_SECONDS = 600.0
+PROCESSES = {"worker": ("ray::", "replicas.worker"), "engine core": ("EngineCore",)}
+
+
+def main() -> int:
+    """Measure and report; 1 when a promise was broken."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=300)
+    parser.add_argument("--max-tokens", type=int, default=32)
+    parser.add_argument("--pool", choices=["ray", "local"], default="ray")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="milkrun-vllm-") as folder:
+        return _measure(Path(folder), options.rows, options.max_tokens, options.pool)
+
+
+def _measure(folder: Path, rows: int, max_tokens: int, pool: str) -> int:
+    lines = []
+    with Server(folder, replica="vllm", pool=pool) as server:
+        undisturbed, calm, _ = _run(server, rows, max_tokens, None)
+        say(f"undisturbed: {calm:.1f} s")
+        broken = violations(undisturbed)
+        differing = 0
+        for name, marks in PROCESSES.items():
+            killed, took, recovery = _run(server, rows, max_tokens, marks)
+            broken += violations(killed)
+            failed = sum(row.status != "succeeded" for row in killed.rows)
+            unlike = sum(row.answer != other.answer for row, other in zip(killed.rows, undisturbed.rows, strict=True))
+            differing += unlike
+            lines.append((name, took, recovery, failed, unlike))
+            say(f"{name} killed: {took:.1f} s, next row after {recovery:.1f} s")
+    table(("killed", "job s", "s to next row", "rows failed", "rows unlike undisturbed"), lines)
+    figures("vllm_kills", {
+        "pool": pool, "rows": rows, "undisturbed_seconds": round(calm, 1), "violations": broken[:5],
+        "kills": [dict(zip(("killed", "seconds", "recovery_seconds", "rows_failed", "rows_unlike"), line, strict=True))
+                  for line in lines],
+    })  # fmt: skip
+    return 1 if broken or any(failed for _, _, _, failed, _ in lines) else 0
+
+
+def _run(server: Server, rows: int, max_tokens: int, victim: tuple[str, ...] | None) -> tuple[Evidence, float, float]:
+    """One job, with a kill at a third of it; returns its evidence, its seconds and those from kill to next row."""
+    recovery = 0.0
+    texts = [f"Write one sentence about the number {index}." for index in range(rows)]
+    with server.client() as client:
+        began = time.monotonic()
+        job_id = client.infer(texts, sampling={"temperature": 0, "max_tokens": max_tokens})
+        if victim is not None:
+            wait_for(lambda: client.job(job_id).rows_done >= rows / 3, seconds=LOAD_SECONDS, what="a third of the job")
+            for process in _processes(server, victim):
+                process.kill()
+            killed_at, done = time.monotonic(), client.job(job_id).rows_done
+            wait_for(lambda: client.job(job_id).rows_done > done, seconds=LOAD_SECONDS, what="the next row")
+            recovery = time.monotonic() - killed_at
+        client.wait(job_id, timeout=LOAD_SECONDS)
+        return server.evidence(job_id), time.monotonic() - began, recovery
+
+
+def _processes(server: Server, marks: tuple[str, ...]) -> list[psutil.Process]:
+    """The server's own descendants whose title holds one of the marks, idle workers of Ray excepted."""
+    found = []
+    for process in psutil.Process(server.pid).children(recursive=True):
+        title = " ".join(process.cmdline())
+        if any(mark in title for mark in marks) and "IDLE" not in title:
+            found.append(process)
+    assert found, f"no process of {marks} runs"
+    return found
