@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import BaseModel
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from milkrun import outcome
 from milkrun._bar import Bar
@@ -30,6 +30,7 @@ from milkrun.wire import Job, OutputSchema
 _EXITS = "Exit codes: 0 ok, 1 error, 2 wrong usage, 3 the job failed, was cancelled or expired, 4 the wait timed out."
 _SHOWN_ROWS = 20
 
+_ID_WIDTH = 26
 app = typer.Typer(
     help="Batch LLM inference on your own machines.",
     epilog=_EXITS,
@@ -165,7 +166,8 @@ def jobs(
     if as_json:
         typer.echo(json.dumps([job.model_dump(mode="json") for job in found]))
         return
-    table = Table("job", "status", "rows", "failed", "model", "name", "created", box=None)
+    whole = Column("job", no_wrap=True, min_width=_ID_WIDTH)  # it is there to be copied
+    table = Table(whole, "status", "rows", "failed", "model", "name", "created", box=None)
     for job in found:
         total = "?" if job.rows_total is None else f"{job.rows_total:,}"
         rows = f"{job.rows_done:,}/{total}"
