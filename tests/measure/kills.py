@@ -1,18 +1,23 @@
 """
 `kill -9` of the server at random moments of one job's life: is anything lost, and what is done twice?
 
-One echo job is slowed to take a minute; the first kills fall into its preparation, the last
-one into its finish. The result is compared with an undisturbed run, and the checker judges it.
+One echo job is slowed to take a minute. The first two kills fall between windows of its
+preparation, the last one between the last result file and its commit, the others anywhere.
+The result is compared with an undisturbed run, and the checker judges it.
 """
 
 import argparse
 import random
+import re
 import tempfile
 import time
-from dataclasses import astuple, dataclass
+from collections.abc import Callable
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from checker import Answer, echo_answers, violations
+from checker.ledger import opened
 from checker.rules import rows_redone
 from measure.report import figures, median, say, table
 from stories.server import Server, wait_for
@@ -20,7 +25,8 @@ from stories.server import Server, wait_for
 import milkrun as mr
 
 PATIENCE_SECONDS = 180.0
-FINISH = 0.995
+PHASES = ("preparation", "running", "finish", "ended")
+RESULT_FILE = re.compile(r"(\d+)\.(\d+\.)?out_")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +35,10 @@ class Kill:
 
     number: int
     phase: str
-    rows_done: int
+    rows_decided: int
     rows_leased: int
-    ready_seconds: float
-    next_row_seconds: float | None  #: None when no row was left to run
+    ready_seconds: float | None = None  #: until it answers; None when the next kill did not wait for that
+    next_row_seconds: float | None = None  #: until a row runs; None also when no row was left to run
 
 
 def main() -> int:
@@ -53,32 +59,31 @@ def _measure(folder: Path, rows: int, seconds: float, count: int, seed: int) -> 
     expected = echo_answers("fail: timeout" if text.startswith("fail:") else text for text in texts)
     undisturbed = _undisturbed(folder / "undisturbed", texts)
     chance = random.Random(seed)
-    # Two in preparation, one at the finish, the others anywhere between.
-    moments = [0.0, 0.0, *sorted(chance.uniform(0, FINISH) for _ in range(count - 3)), FINISH]
     (folder / "killed").mkdir()
     server = Server(folder / "killed", pace=seconds / rows)
     began = time.monotonic()
     with server, server.client() as client, server.watched() as feed:
         job_id = client.infer(texts)
         kills = []
-        for number, moment in enumerate(moments, 1):
-            _await_share(client, job_id, rows * moment)
-            time.sleep(chance.uniform(0, 0.5 if 0 < moment < FINISH else 0.1))
-            kills.append(_kill(server, client, job_id, number))
+        moments = _moments(server, client, job_id, rows, sorted(chance.uniform(0, 0.95) for _ in range(count - 3)))
+        for number, await_moment in enumerate(moments, 1):
+            await_moment()
+            if 2 < number < count:
+                time.sleep(chance.uniform(0, 0.5))
+            kills.append(_kill(server, job_id, number, at_once=number == 1))
             say(str(kills[-1]))
         client.wait(job_id, timeout=PATIENCE_SECONDS)
         took = time.monotonic() - began
         evidence = server.evidence(job_id, expected, feed=feed)
     broken = violations(evidence)
     unlike = sum(row.answer != answer for row, answer in zip(evidence.rows, undisturbed, strict=True))
-    table(
-        ("kill", "phase", "rows done", "rows leased", "s to ready", "s to next row"), [astuple(kill) for kill in kills]
-    )
-    ready = [kill.ready_seconds for kill in kills]
+    columns = ("kill", "phase", "rows decided", "rows leased", "s to ready", "s to next row")
+    table(columns, [astuple(kill) for kill in kills])
+    ready = [kill.ready_seconds for kill in kills if kill.ready_seconds is not None]
     working = [kill.next_row_seconds for kill in kills if kill.next_row_seconds is not None]
     figures("kills", {
         "seed": seed, "rows": rows, "kills": len(kills), "seconds": round(took, 1),
-        "kills_in_preparation": sum(kill.phase == "preparation" for kill in kills),
+        "phases": {phase: sum(kill.phase == phase for kill in kills) for phase in PHASES},
         "rows_leased_at_kills": sum(kill.rows_leased for kill in kills), "rows_redone": rows_redone(evidence),
         "rows_unlike_undisturbed": unlike, "violations": broken[:5],
         "ready_seconds_median": median(ready), "ready_seconds_worst": round(max(ready), 3),
@@ -98,24 +103,67 @@ def _undisturbed(folder: Path, texts: list[str]) -> list[Answer]:
         return [row.answer for row in evidence.rows]
 
 
-def _await_share(client: mr.Milkrun, job_id: str, rows: float) -> None:
-    if rows:
-        wait_for(lambda: client.job(job_id).rows_done >= rows, seconds=PATIENCE_SECONDS, what=f"row {rows:.0f}")
+def _moments(
+    server: Server, client: mr.Milkrun, job_id: str, rows: int, shares: list[float]
+) -> list[Callable[[], None]]:
+    """What to wait for before each kill."""
+
+    def windows(count: int) -> Callable[[], None]:
+        return lambda: _poll(lambda: _job(server, job_id)["next_window"] >= count)
+
+    def share(part: float) -> Callable[[], None]:
+        return lambda: wait_for(lambda: client.job(job_id).rows_done >= rows * part, seconds=PATIENCE_SECONDS)
+
+    return [
+        windows(1),
+        windows(3),
+        *(share(part) for part in shares),
+        lambda: _poll(lambda: _all_files(server, job_id)),
+    ]
 
 
-def _kill(server: Server, client: mr.Milkrun, job_id: str, number: int) -> Kill:
-    before = client.job(job_id)
+def _kill(server: Server, job_id: str, number: int, *, at_once: bool) -> Kill:
+    """Kill the server and start it again; `at_once` leaves it to the next kill to wait."""
     held = server.kill()
     killed_at = time.monotonic()
+    job = _job(server, job_id)
+    running = "finish" if _all_files(server, job_id) else "running"
+    phase = "ended" if job["finished_at"] else running if job["prepared"] else "preparation"
+    kill = Kill(number, phase, job["rows_decided"], held.rows(job_id))
+    if at_once:
+        server.launch()
+        return kill
     server.start()
-    ready = time.monotonic() - killed_at
-    size = server.echo_log.stat().st_size if server.echo_log.exists() else 0  # no replica is back as soon as this
-    working = None
-    while not client.job(job_id).is_terminal:
-        if server.echo_log.exists() and server.echo_log.stat().st_size > size:
-            working = round(time.monotonic() - killed_at, 3)
-            break
+    ready = round(time.monotonic() - killed_at, 3)
+    size = _log_size(server)  # no replica is back as soon as this
+    while not _job(server, job_id)["finished_at"]:
+        if _log_size(server) > size:
+            return replace(kill, ready_seconds=ready, next_row_seconds=round(time.monotonic() - killed_at, 3))
         assert time.monotonic() - killed_at < PATIENCE_SECONDS, server.tail()
         time.sleep(0.02)
-    phase = "preparation" if before.rows_total is None else "ended" if before.is_terminal else "running"
-    return Kill(number, phase, before.rows_done, held.rows(job_id), round(ready, 3), working)
+    return replace(kill, ready_seconds=ready)
+
+
+def _job(server: Server, job_id: str) -> dict[str, Any]:
+    """The job's row in the ledger: it is there when the server is not."""
+    with opened(server.data_dir) as ledger:
+        return dict(ledger.execute("SELECT * FROM jobs WHERE id = ?", (job_id,)).fetchone())
+
+
+def _all_files(server: Server, job_id: str) -> bool:
+    """Whether every chunk has a result file, so that only its commit is missing."""
+    names = [path.name for path in (server.data_dir / "blobs" / "jobs" / job_id).iterdir()]
+    answered = {found[1] for name in names if (found := RESULT_FILE.match(name))}
+    job = _job(server, job_id)
+    return bool(job["prepared"]) and len(answered) >= int(job["next_chunk"])
+
+
+def _poll(condition: Callable[[], bool]) -> None:
+    """Wait without pauses: the moment is short."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "the moment did not come"
+
+
+def _log_size(server: Server) -> int:
+    return server.echo_log.stat().st_size if server.echo_log.exists() else 0

@@ -1,22 +1,28 @@
 """
 Waiting for many jobs through one connection: what it costs while nothing happens, and how soon an end is known.
 
-One slow row holds the replica while the jobs wait behind it; then they end one after the other.
+One slow job holds the replica while the others wait behind it. When it is cancelled they end one
+after the other.
 """
 
 import argparse
 import tempfile
+import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import psutil
 from measure.report import figures, median, percentile, say, table
-from stories.server import KEY, Server
+from stories.server import KEY, Server, wait_for
 
 import milkrun as mr
 
 QUIET_SECONDS = 5.0
+BLOCKER_SECONDS = 900
+SUBMITTERS = 8
 
 
 class Counted(httpx.HTTPTransport):
@@ -46,66 +52,56 @@ def _measure(folder: Path, jobs: int, idle_seconds: float, pace: float) -> int:
     server = Server(folder, pace=pace, engine_args={"window_rows": 1, "handout_rows": 1})
     transport = Counted()
     with server, server.client() as client, mr.Milkrun(server.url, KEY, transport=transport) as waiter:
+        blocker = client.infer([f"slow:{BLOCKER_SECONDS}"], job_priority=0)
+        wait_for(lambda: client.job(blocker).status is mr.JobStatus.running, what="the blocker")
         began = time.monotonic()
-        # The blocker must outlast the submits, which take a while, and the idle time after them.
-        blocker = client.infer([f"slow:{idle_seconds + 3 * QUIET_SECONDS + jobs * 0.03}"], job_priority=0)
-        while client.job(blocker).status is not mr.JobStatus.running:
-            time.sleep(0.05)
-        job_ids = [client.infer([f"job {number}"]) for number in range(jobs)]
-        say(f"{jobs} jobs submitted in {time.monotonic() - began:.1f} s")
-        process = psutil.Process(server.pid)
-        reader = waiter.as_ended([blocker, *job_ids], timeout=600)
-        idle = _Idle(process, transport, idle_seconds)
+        with ThreadPoolExecutor(SUBMITTERS) as threads:
+            job_ids = list(threads.map(lambda number: client.infer([f"job {number}"]), range(jobs)))
+        submitted = time.monotonic() - began
+        say(f"{jobs} jobs submitted in {submitted:.1f} s")
+        # Wait until all are prepared: what follows is nothing but waiting.
+        wait_for(lambda: not client.jobs(limit=1, status=mr.JobStatus.preparing), seconds=120, what="preparation")
+        idle = _Idle(psutil.Process(server.pid), transport, idle_seconds, lambda: client.cancel(blocker))
         late: list[float] = []
-        for job in reader:
-            idle.end_of(job.id == blocker)
+        for job in waiter.as_ended(job_ids, timeout=BLOCKER_SECONDS):
             assert job.finished_at is not None
-            if job.id != blocker:
-                late.append(time.time() - job.finished_at.timestamp())
+            late.append(time.time() - job.finished_at.timestamp())
+        idle.thread.join()
         requests = len(transport.sent)
-    delays = median(late), percentile(late, 0.99)
-    table(
-        ("jobs", "idle s", "requests/min", "server CPU %", "end to waiter, median s", "p99 s", "requests"),
-        [
-            (
-                jobs,
-                idle.seconds,
-                idle.requests_a_minute,
-                idle.cpu_percent,
-                median(late),
-                percentile(late, 0.99),
-                requests,
-            )
-        ],
-    )
-    figures("waiters", {
-        "jobs": jobs, "ended": len(late), "idle_seconds": idle.seconds, "requests_a_minute": idle.requests_a_minute,
-        "server_cpu_percent_idle": idle.cpu_percent, "end_to_waiter_median_s": delays[0],
-        "end_to_waiter_p99_s": delays[1], "requests": requests,
-    })  # fmt: skip
+    columns = ("jobs", "idle s", "requests/min", "server CPU %", "end to waiter, median s", "p99 s", "requests")
+    facts = (
+        jobs, idle.seconds, idle.requests_a_minute, idle.cpu_percent, median(late), percentile(late, 0.99), requests,
+    )  # fmt: skip
+    table(columns, [facts])
+    names = (
+        "jobs", "idle_seconds", "requests_a_minute", "server_cpu_percent", "end_to_waiter_median_s",
+        "end_to_waiter_p99_s", "requests",
+    )  # fmt: skip
+    figures("waiters", {**dict(zip(names, facts, strict=True)), "ended": len(late), "submit_s": round(submitted, 1)})
     return 0 if len(late) == jobs else 1
 
 
 class _Idle:
-    """What happens between the last submit and the blocker's end, when nothing does."""
+    """Measures the time in which nothing happens, then ends it."""
 
-    def __init__(self, process: psutil.Process, transport: Counted, seconds: float) -> None:
+    def __init__(self, process: psutil.Process, transport: Counted, seconds: float, end: Callable[[], object]) -> None:
+        self.seconds = seconds
+        self.requests_a_minute = self.cpu_percent = 0.0
         self._process = process
         self._transport = transport
-        self._began = time.monotonic()
-        self._cpu = self._cpu_seconds()
-        self.seconds = self.requests_a_minute = self.cpu_percent = 0.0
-        say(f"waiting; nothing ends for {seconds:.0f} s or more")
+        self._end = end
+        self.thread = threading.Thread(target=self._measure, daemon=True)
+        self.thread.start()
 
-    def end_of(self, blocker: bool) -> None:
-        """The blocker has ended: the idle time is over."""
-        if not blocker:
-            return
-        self.seconds = round(time.monotonic() - self._began, 1)
-        sent = sum(at >= self._began for at in self._transport.sent)
-        self.requests_a_minute = round(sent / self.seconds * 60, 1)
-        self.cpu_percent = round((self._cpu_seconds() - self._cpu) / self.seconds * 100, 2)
-        say(f"idle for {self.seconds} s; the jobs end now")
+    def _measure(self) -> None:
+        time.sleep(QUIET_SECONDS)  # the waiter subscribes and reads its jobs
+        say(f"nothing happens for {self.seconds:.0f} s")
+        cpu, began = self._cpu_seconds(), time.monotonic()
+        time.sleep(self.seconds)
+        self.cpu_percent = round((self._cpu_seconds() - cpu) / self.seconds * 100, 2)
+        self.requests_a_minute = round(sum(at >= began for at in self._transport.sent) / self.seconds * 60, 1)
+        say("the jobs end now")
+        self._end()
 
     def _cpu_seconds(self) -> float:
         times = self._process.cpu_times()
