@@ -10,7 +10,7 @@ import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Self
 
 import msgspec
 import pyarrow as pa
@@ -21,6 +21,7 @@ from milkrun_engine.domain.errors import InputUnreadable
 from milkrun_engine.domain.rows import MAX_ROW_BYTES
 
 _BATCH_ROWS = 1_024
+_BOM = b"\xef\xbb\xbf"
 _decode = msgspec.json.Decoder().decode
 csv.field_size_limit(MAX_ROW_BYTES)
 
@@ -91,7 +92,7 @@ def _jsonl(path: Path, position: int) -> Iterator[Item]:
                     size += len(line)
                 value = BadRow(f"the line is longer than {MAX_ROW_BYTES:,} bytes")
             else:
-                text = line.strip() if position else line.removeprefix(b"\xef\xbb\xbf").strip()
+                text = line.strip() if position else line.removeprefix(_BOM).strip()
                 if not text:  # a blank line is no row
                     position += size
                     continue
@@ -110,27 +111,37 @@ def _json_value(text: bytes) -> Any:
 class _Lines:
     """Lines of a CSV file as text, counting the bytes that were handed out."""
 
-    def __init__(self, path: Path, position: int) -> None:
-        self._file = path.open("rb")
+    def __init__(self, file: BinaryIO, position: int) -> None:
+        self._file = file
         self._file.seek(position)
         self.position = position
 
-    def __iter__(self) -> Iterator[str]:
-        with self._file:
-            while line := self._file.readline(MAX_ROW_BYTES + 1):
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str:
+        line = self._file.readline(MAX_ROW_BYTES + 1)
+        if not line:
+            raise StopIteration
+        first = self.position == 0
+        self.position += len(line)
+        if len(line) > MAX_ROW_BYTES:
+            while not line.endswith(b"\n") and (line := self._file.readline(MAX_ROW_BYTES)):
                 self.position += len(line)
-                # Bytes that are no UTF-8 become lone surrogates; the row that holds them is refused.
-                yield line.decode("utf-8", "surrogateescape")
+            raise csv.Error(f"it is longer than {MAX_ROW_BYTES:,} bytes")
+        # Bytes that are no UTF-8 become lone surrogates; the row that holds them is refused.
+        return (line.removeprefix(_BOM) if first else line).decode("utf-8", "surrogateescape")
 
 
 def _header(path: Path, delimiter: str) -> tuple[list[str], int]:
-    lines = _Lines(path, 0)
-    try:
-        names = next(csv.reader(iter(lines), delimiter=delimiter, strict=True), [])
-    except csv.Error as error:
-        raise InputUnreadable(f"the header can't be read: {error}") from error
-    if names:
-        names[0] = names[0].removeprefix("\ufeff")
+    with path.open("rb") as file:
+        lines = _Lines(file, 0)
+        try:
+            names = next(csv.reader(lines, delimiter=delimiter, strict=True), [])
+        except csv.Error as error:
+            raise InputUnreadable(f"the header can't be read: {error}") from error
+    if not all(map(_is_utf8, names)):
+        raise InputUnreadable("the header is not UTF-8; save the file as UTF-8")
     if len(set(names)) != len(names):
         raise InputUnreadable(f"the header names a column twice: {', '.join(names)}")
     return names, lines.position
@@ -138,30 +149,35 @@ def _header(path: Path, delimiter: str) -> tuple[list[str], int]:
 
 def _csv(path: Path, position: int, delimiter: str) -> Iterator[Item]:
     names, behind_header = _header(path, delimiter)
-    lines = _Lines(path, max(position, behind_header))
-    records = csv.reader(iter(lines), delimiter=delimiter)
-    while True:
-        start = lines.position
-        value: Any
-        try:
-            record = next(records)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            value = BadRow(f"the line is not CSV: {error}")
-        else:
-            if not record:
-                continue
-            value = _table_row(names, record)
-        yield Item(value, lines.position, lines.position - start)
+    with path.open("rb") as file:
+        lines = _Lines(file, max(position, behind_header))
+        records = csv.reader(lines, delimiter=delimiter)
+        while True:
+            start = lines.position
+            value: Any
+            try:
+                record = next(records)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                value = BadRow(f"the line is not CSV: {error}")
+            else:
+                if not record:
+                    continue
+                value = _table_row(names, record)
+            yield Item(value, lines.position, lines.position - start)
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether no byte of a CSV field had to become a lone surrogate."""
+    return text.isascii() or not any("\udc80" <= char <= "\udcff" for char in text)
 
 
 def _table_row(names: list[str], record: list[str]) -> dict[str, str] | BadRow:
     if len(record) != len(names):
         return BadRow(f"the row has {len(record)} fields, the header {len(names)}")
-    for field in record:
-        if not field.isascii() and any("\udc80" <= char <= "\udcff" for char in field):
-            return BadRow("the row is not UTF-8")
+    if not all(map(_is_utf8, record)):
+        return BadRow("the row is not UTF-8")
     return dict(zip(names, record, strict=True))
 
 
@@ -174,19 +190,40 @@ def _parquet(path: Path, position: int) -> Iterator[Item]:
             group += 1
         at = first
         for batch in file.iter_batches(batch_size=_BATCH_ROWS, row_groups=range(group, file.num_row_groups)):
-            rows = batch.to_pylist()
+            rows = _rows(batch)
             size = batch.nbytes // max(1, len(rows))
             for row in rows:
                 at += 1
                 if at > position:
-                    yield Item(_plain(row), at, size)
+                    yield Item(row, at, size)
     except (pa.ArrowException, OSError) as error:
         raise InputUnreadable(f"the file is not readable as Parquet: {error}") from error
+
+
+def _rows(batch: pa.RecordBatch) -> list[Any]:
+    try:
+        return [_plain(row) for row in batch.to_pylist()]
+    except (ValueError, OverflowError):  # one value spoils them all: bytes that are no UTF-8, a date past the year 9999
+        return [_row(batch.slice(at, 1)) for at in range(batch.num_rows)]
+
+
+def _row(batch: pa.RecordBatch) -> Any:
+    try:
+        return _plain(batch.to_pylist()[0])
+    except (ValueError, OverflowError) as error:
+        return BadRow(f"the row can't be read: {error}")
 
 
 def _plain(row: dict[str, Any]) -> Any:
     """A table's row as JSON would have it: dates and decimals as text, bytes in base64."""
     try:
-        return msgspec.to_builtins(row)
-    except (TypeError, ValueError) as error:
+        return msgspec.to_builtins(row, enc_hook=_as_text)
+    except TypeError as error:
         return BadRow(f"the row has a value that is no JSON: {error}")
+
+
+def _as_text(value: Any) -> str:
+    """Times to the nanosecond come as pandas' own types, which msgspec does not know."""
+    if hasattr(value, "isoformat"):
+        return str(value.isoformat())
+    raise TypeError(f"a {type(value).__name__} has no JSON form")

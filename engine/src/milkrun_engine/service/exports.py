@@ -78,7 +78,7 @@ def _jsonl(tables: Iterator[pa.Table]) -> Iterator[bytes]:
 
 def _csv(tables: Iterator[pa.Table]) -> Iterator[bytes]:
     sink = io.StringIO()
-    writer = csv.writer(sink, lineterminator="\n")
+    writer = csv.writer(sink)  # RFC 4180; with its line ends a carriage return in an answer is quoted too
     writer.writerow(EXPORT_COLUMNS)
     yield sink.getvalue().encode()
     for table in tables:
