@@ -63,7 +63,7 @@ def remove(folder: Path, data_dir: Path) -> None:
         for name in (folder / _NOTE).read_text().splitlines():
             (_SHARED_MEMORY / name).unlink(missing_ok=True)
     for mark in _SHARED_MEMORY.glob(f"{_MARK}*"):
-        if not psutil.pid_exists(int(mark.name.removeprefix(_MARK).split("_", 1)[0])):
+        if not _lives(int(mark.name.removeprefix(_MARK).split("_", 1)[0])):
             mark.unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
     for link in (data_dir / "scratch").glob(f"*-{folder.name}"):
@@ -73,17 +73,24 @@ def remove(folder: Path, data_dir: Path) -> None:
 def sweep(data_dir: Path) -> None:
     """Remove what engines left that are no more."""
     for link in (data_dir / "scratch").glob("*-*"):
-        if not psutil.pid_exists(int(link.name.split("-", 1)[0])):
+        if not _lives(int(link.name.split("-", 1)[0])):
             remove(link.readlink(), data_dir)
 
 
 def _members(group: int) -> list[int]:
     members = []
     for pid in psutil.pids():
-        with contextlib.suppress(OSError, psutil.Error):
-            if os.getpgid(pid) == group and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        with contextlib.suppress(OSError):
+            if os.getpgid(pid) == group and _lives(pid):
                 members.append(pid)
     return [pid for pid in members if pid != os.getpid()]
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 def _is_tracker(pid: int) -> bool:
