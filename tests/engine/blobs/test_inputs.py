@@ -26,22 +26,9 @@ from milkrun_engine.domain.errors import InputUnreadable
 
 JSONL, CSV, TSV, PARQUET = InputFormat.jsonl, InputFormat.csv, InputFormat.tsv, InputFormat.parquet
 AWKWARD = [
-    "", " ", "a\nb", "a\r\nb", "a\rb", '"', "a,b\tc", "\u2028 \u2029 \x85", "👩\u200d👧 é e\u0301", "\x00", "\ufeffx", "{a}",
+    "", " ", "a\nb", "a\r\nb", "a\rb", '"', "a,b\tc", "\u2028 \u2029 \x85", "👩\u200d👧 é", "\x00", "\ufeffx", "{a}",
 ]  # fmt: skip
 texts = st.text(st.characters(codec="utf-8"), max_size=12) | st.sampled_from(AWKWARD)
-    "",
-    " ",
-    "a\nb",
-    "a\r\nb",
-    "a\rb",
-    '"',
-    "a,b\tc",
-    "\u2028 \u2029 \x85",
-    "👩‍👩‍👧 é e\u0301",
-    "\x00",
-    "\ufeffx",
-    "{a}",
-]
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | texts,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
