@@ -25,7 +25,7 @@ import environments  # noqa: E402  # found by the line above, under any Python
 CHECKS = {
     "lint": ["ruff", "check", "--quiet"],
     "format": ["ruff", "format", "--check", "--quiet"],
-    "imports": ["lint-imports"],
+    "imports": ["lint-imports", "--no-logo"],
     "types": ["mypy"],
 }
 #: What pytest runs in each environment: the client alone, then everything beside the engine.

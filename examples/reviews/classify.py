@@ -1,12 +1,11 @@
 """
 Classify customer reviews with a real model on this machine: what a batch job looks like from Python.
 
-It shows rows with a key, a prompt template over columns, an answer that can only be one of
-three words, live progress, and a row that cannot work: it gets a typed error, the job succeeds.
+It shows rows with a key, an answer that can only be one of three words, live progress, and
+a row that cannot work: it gets a typed error, the job succeeds.
 `python3 examples/run.py` makes the environment and runs this.
 """
 
-import csv
 import sys
 from pathlib import Path
 
@@ -16,9 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import milkrun as mr
+from task import LABELS, messages, read_reviews
 
-LABELS = ["positive", "negative", "neutral"]
-PROMPT = "Classify the sentiment of this customer review as positive, negative or neutral.\n\nReview: {text}"
 TOO_LONG = "R-LONG"
 SHOWN = 12
 
@@ -27,14 +25,13 @@ console = Console()
 
 def main() -> int:
     """Run the job, show it, and say by the exit code whether everything held."""
-    reviews = read_reviews()
-    columns = ("id", "product", "text")  # the true label stays here
-    rows = [{name: review[name] for name in columns} for review in reviews]
+    reviews = with_one_too_long(read_reviews())
+    rows = [{"id": review["id"], "messages": messages(review["text"])} for review in reviews]
 
-    console.print(f"{len(rows)} reviews; the engine starts by itself (the model takes a moment the first time)")
-    job_id = mr.infer(
-        rows, prompt=PROMPT, output_schema=LABELS, sampling={"temperature": 0}, key_column="id", name="Customer reviews"
+    console.print(
+        f"{len(rows)} reviews. The engine starts by itself; the model takes a moment the first time.", soft_wrap=True
     )
+    job_id = mr.infer(rows, output_schema=LABELS, sampling={"temperature": 0}, key_column="id", name="Customer reviews")
     results = await_with_bar(job_id)
 
     answers = results.to_list()
@@ -43,50 +40,54 @@ def main() -> int:
     problems = check(reviews, answers, results.job)
     for problem in problems:
         console.print(f"[red]not as it should be:[/] {escape(problem)}")
-    console.print("The engine stays warm for the next job, and stops by itself after ten idle minutes or by:")
+    console.print(
+        "The engine stays warm for the next job, and stops by itself after ten idle minutes or by:", soft_wrap=True
+    )
     console.print(f"    {Path(sys.executable).parent / 'milkrun'} stop", soft_wrap=True, highlight=False)
     return 1 if problems else 0
 
 
-def read_reviews() -> list[dict[str, str]]:
-    """Read the reviews, and put one row among them that no context can hold."""
-    path = Path(__file__).parent / "reviews.csv"
-    with path.open(encoding="utf-8", newline="") as file:
-        reviews = list(csv.DictReader(file))
+def with_one_too_long(reviews: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Put one row in their midst that no context can hold: a whole export, pasted into one cell by mistake."""
     everything = "\n".join(review["text"] for review in reviews)
-    pasted = {
-        "id": TOO_LONG,
-        "product": "(a whole export, pasted into one cell)",
-        "text": f"{everything}\n{everything}",
-    }
-    reviews.insert(len(reviews) // 2, {**pasted, "label": ""})
-    return reviews
+    pasted = {"id": TOO_LONG, "product": "", "text": f"{everything}\n{everything}", "label": ""}
+    middle = len(reviews) // 2
+    return [*reviews[:middle], pasted, *reviews[middle:]]
 
 
 def await_with_bar(job_id: str) -> mr.Results:
-    """Wait for the job with a live bar."""
+    """Wait for the job with a live bar, or with a line now and then where the output is no terminal."""
     moving = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*moving, console=console) as progress:
         task = progress.add_task("submitted", total=None)
+        said = ""
 
         def show(job: mr.Job) -> None:
+            nonlocal said
             state = (job.waiting_reason or job.status.value).replace("_", " ")
             progress.update(task, description=state, completed=job.rows_done, total=job.rows_total)
+            line = f"{state}: {job.rows_done // 50 * 50} of {job.rows_total} rows"
+            if not console.is_terminal and line != said:
+                console.print(said := line)
 
         return mr.await_job_results(job_id, timeout=1_800, on_progress=show)
 
 
 def show_answers(reviews: list[dict[str, str]], answers: list[mr.ResultRow]) -> None:
     """Show the first rows of the results, and each row error."""
-    table = Table(title="First rows", title_justify="left")
-    for heading in ("key", "review", "answer", "label"):
-        table.add_column(heading, no_wrap=heading == "review", overflow="ellipsis")
+    table = Table(title="First rows", title_justify="left", expand=True)
+    table.add_column("key", no_wrap=True)
+    table.add_column("review", no_wrap=True, ratio=1)
+    table.add_column("answer", no_wrap=True, min_width=8)
+    table.add_column("label", no_wrap=True, min_width=8)
     for review, answer in list(zip(reviews, answers, strict=True))[:SHOWN]:
-        table.add_row(answer.key, escape(review["text"][:60]), answer.text, review["label"])
+        table.add_row(answer.key, escape(review["text"]), answer.text, review["label"])
     console.print(table)
     for answer in answers:
         if answer.error:
-            console.print(f"row {answer.key}: [yellow]{answer.error.code}[/]: {escape(answer.error.message)}")
+            console.print(
+                f"row {answer.key}: [yellow]{answer.error.code}[/]: {escape(answer.error.message)}", soft_wrap=True
+            )
 
 
 def show_summary(reviews: list[dict[str, str]], answers: list[mr.ResultRow], job: mr.Job) -> None:
@@ -103,10 +104,10 @@ def show_summary(reviews: list[dict[str, str]], answers: list[mr.ResultRow], job
         ("tokens out", f"{job.usage.completion_tokens:,}"),
         ("tokens cached", f"{job.usage.cached_tokens:,}"),
         ("agreement with the labels", f"{agreeing} of {len(pairs)} ({agreeing / len(pairs):.0%})" if pairs else "-"),
-        ("job page", job.url),
     ):
         table.add_row(name, value)
-    console.print(table, soft_wrap=True)
+    console.print(table)
+    console.print(f"The job's page: {job.url}", soft_wrap=True, highlight=False)
 
 
 def check(reviews: list[dict[str, str]], answers: list[mr.ResultRow], job: mr.Job) -> list[str]:

@@ -12,13 +12,12 @@ import os
 import random
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import httpx
 
-LABELS = ("positive", "negative", "neutral")
-PROMPT = "Classify the sentiment of this customer review as positive, negative or neutral.\n\nReview: {text}"
+from task import LABELS, messages, read_reviews
+
 IN_FLIGHT = 16
 PER_MINUTE = 600
 ATTEMPTS = 6
@@ -46,7 +45,7 @@ async def classify(client: httpx.AsyncClient, pace: Pace, text: str) -> dict[str
     """Ask until there is an answer, a final refusal, or no patience left."""
     body = {
         "model": os.environ.get("MODEL", "default"),
-        "messages": [{"role": "user", "content": PROMPT.format(text=text)}],
+        "messages": messages(text),
         "temperature": 0,
         "max_tokens": 4,
     }
@@ -78,9 +77,10 @@ async def classify(client: httpx.AsyncClient, pace: Pace, text: str) -> dict[str
 
 async def main() -> None:
     """Classify every review and write the answers as CSV."""
-    reviews = list(csv.DictReader((Path(__file__).parent / "reviews.csv").open(encoding="utf-8", newline="")))
+    reviews = read_reviews()
     base = os.environ.get("BASE_URL", "http://127.0.0.1:8000/v1").rstrip("/") + "/"
-    headers = {"Authorization": f"Bearer {os.environ.get('API_KEY', '')}"}
+    key = os.environ.get("API_KEY")
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
     pace, seats = Pace(PER_MINUTE), asyncio.Semaphore(IN_FLIGHT)
     async with httpx.AsyncClient(base_url=base, headers=headers, timeout=120) as client:
 
