@@ -66,7 +66,7 @@ def await_with_bar(job_id: str) -> mr.Results:
             nonlocal said
             state = (job.waiting_reason or job.status.value).replace("_", " ")
             progress.update(task, description=state, completed=job.rows_done, total=job.rows_total)
-            line = f"{state}: {job.rows_done // 50 * 50} of {job.rows_total} rows"
+            line = f"{state}: {job.rows_done // 50 * 50} of {job.rows_total or '?'} rows"
             if not console.is_terminal and line != said:
                 console.print(said := line)
 
