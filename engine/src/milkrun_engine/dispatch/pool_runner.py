@@ -18,6 +18,7 @@ from milkrun_engine.dispatch.work import ChunkWork, Feed
 from milkrun_engine.domain.errors import BlobCorrupt
 from milkrun_engine.domain.leases import Lease, Suspicion
 from milkrun_engine.domain.models import ModelSpec
+from milkrun_engine.domain.planning import CHUNK_ROWS_MAX
 from milkrun_engine.replicas.base import Pool
 from milkrun_engine.service.signals import Signals, wait_event
 from milkrun_engine.service.threads import Threads
@@ -63,7 +64,7 @@ class PoolRunner:
         self._feed = Feed()
         self._quarantine = Quarantine(self._suspect, self.settled)
         self.works: dict[int, ChunkWork] = {}  #: claimed chunks by id, until they are committed or dropped
-        self._committing: dict[int, ChunkWork] = {}
+        self._committing: set[ChunkWork] = set()
         self._runners: dict[ReplicaRunner, asyncio.Task[None]] = {}
         self._recording: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
@@ -72,7 +73,9 @@ class PoolRunner:
         self._drained_at = -1  # the news at which a claim found too few
         self._overtaken_at = -1  # the news at which nothing was due sooner than what waits
         self._worked_at = time.monotonic()
-        self._chunk_rows = 8  # of the last claim: how many chunks fill a window
+        # Of the last claim, to know how many chunks fill a window. The most at first: an engine that
+        # comes back to a large job must not lease sixteen chunks where one is enough.
+        self._chunk_rows = CHUNK_ROWS_MAX
 
     @property
     def state(self) -> str:
@@ -117,7 +120,7 @@ class PoolRunner:
             self._keep_replicas()
         elif time.monotonic() - self._worked_at >= self.spec.idle_seconds:
             await self._stop_replicas()
-        if self._breaker.gave_up:
+        if self._breaker.gave_up and self.state != "ready":  # one that is ready has yet to show what it can
             await self._give_up()
         else:
             await self._claim()
@@ -126,7 +129,8 @@ class PoolRunner:
         for runner, task in list(self._runners.items()):
             if task.done():
                 del self._runners[runner]
-                log.error("a replica's runner ended", extra={"action": "runner_ended"}, exc_info=task.exception())
+                error = None if task.cancelled() else task.exception()
+                log.error("a replica's runner ended", extra={"action": "runner_ended"}, exc_info=error)
         while len(self._runners) < self.spec.replicas:
             runner = ReplicaRunner(
                 spec=self.spec,
@@ -211,11 +215,11 @@ class PoolRunner:
             self._spawn(self._commit(work))
 
     async def _commit(self, work: ChunkWork) -> None:
-        self._committing[work.lease.chunk_id] = work
+        self._committing.add(work)
         try:
             await self._recorder.record(work)
         finally:
-            del self._committing[work.lease.chunk_id]
+            self._committing.discard(work)
             self._wake.set()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -224,7 +228,14 @@ class PoolRunner:
         task.add_done_callback(self._recording.discard)
 
     async def _suspect(self, work: ChunkWork, suspects: dict[int, Suspicion]) -> bool:
-        return await self._threads.write(self._store.chunks.suspect, work.lease, suspects)
+        while not work.is_dropped:
+            try:
+                return await self._threads.write(self._store.chunks.suspect, work.lease, suspects)
+            except Exception:
+                extra = {"action": "suspect_failed", "job_id": work.lease.job_id, "chunk": work.lease.number}
+                log.exception("suspects could not be written; trying again", extra=extra)
+                await asyncio.sleep(_ROUND_SECONDS)
+        return False
 
     async def _give_up(self) -> None:
         """End the undecided chunks of a model that does not load; a job submitted later tries it anew."""
@@ -241,7 +252,7 @@ class PoolRunner:
 
     def leases_in_hand(self) -> dict[tuple[int, int], int]:
         """For each leased chunk (id, epoch) the rows that are finished."""
-        held = [*self.works.values(), *self._committing.values()]
+        held = [*self.works.values(), *self._committing]
         return {(work.lease.chunk_id, work.lease.epoch): len(work.results) for work in held}
 
     async def drop(self, work: ChunkWork) -> None:
@@ -256,11 +267,11 @@ class PoolRunner:
 
     async def drop_lost(self, asked: set[int], held: set[int]) -> None:
         """Drop the chunks whose lease a heartbeat did not find any more."""
+        for whole in self._committing:
+            whole.is_dropped |= whole.lease.chunk_id in asked - held
         for chunk_id in asked - held:
             if (work := self.works.get(chunk_id)) is not None:
                 await self.drop(work)
-            elif (work := self._committing.get(chunk_id)) is not None:
-                work.is_dropped = True
 
     async def drop_job(self, job_id: str) -> None:
         """Drop a stopped job's chunks."""
