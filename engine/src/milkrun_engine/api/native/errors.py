@@ -87,6 +87,10 @@ async def _too_large(request: Request, _error: Exception) -> Response:
 
 
 async def _internal(request: Request, error: Exception) -> Response:
-    extra = {"action": "internal_error", "path": request.url.path, "error": type(error).__name__}
+    request_id = getattr(request.state, "request_id", "none")
+    extra = {"action": "internal_error", "request_id": request_id, "path": request.url.path}
     log.error("a request failed", extra=extra, exc_info=error)
-    return problem(request, 500, "internal", "the engine failed; its log names this request's id")
+    answer = problem(request, 500, "internal", "the engine failed; its log names this request's id")
+    # Starlette renders this one outside of all middleware, `limits.Limits` that names requests included.
+    answer.headers["X-Request-ID"] = request_id
+    return answer
