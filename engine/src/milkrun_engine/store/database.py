@@ -36,6 +36,7 @@ class Database:
             poolclass=QueuePool,
             pool_size=readers,
             max_overflow=0,
+            hide_parameters=True,  # errors are logged, and a parameter may be a prompt
             connect_args={"check_same_thread": False, "timeout": _BUSY_MILLISECONDS / 1_000},
         )
 
