@@ -66,11 +66,11 @@ class Quarantine:
         alone = len(groups) == 1 and len(groups[0][1]) == 1
         waiting: list[tuple[ChunkWork, list[int]]] = []
         for work, slots in groups:
-            suspects = quarantine.after_death(work.suspects, slots, alone=alone)
+            # Counted before the write, so that another replica's death meanwhile counts on from here.
+            suspects = work.suspects = quarantine.after_death(work.suspects, slots, alone=alone)
             if not await self._suspect(work, suspects):
                 work.is_dropped = True
                 continue
-            work.suspects = suspects
             guilty = [slot for slot in slots if suspects[slot].is_guilty]
             for slot in guilty:
                 work.settle_crashed(slot)
