@@ -23,10 +23,12 @@ from milkrun_engine.replicas.base import (
     ReplicaInfo,
     ReplicaLoadError,
 )
+from milkrun_engine.service.signals import wait_event
 
 log = logging.getLogger(__name__)
 _SMALLEST_HAND_OUT = 8
 _LAST_WORDS_SECONDS = 2.0
+_LOOK_SECONDS = 1.0  # rows and suspects may have come in by another runner
 _hand_out_ids = itertools.count(1)
 
 
@@ -104,28 +106,36 @@ class ReplicaRunner:
                 self._host.wake()
         finally:
             await self._end_receivers(0)
+            self._give_back()
             await self._stop_replica()
-            self._quarantine.survived(self)
 
     async def _load_and_serve(self) -> None:
-        self._handle = await self._pool.start_replica(self._spec)
-        self.info = await self._handle.ready()
+        try:
+            self._handle = await self._pool.start_replica(self._spec)
+            self.info = await self._handle.ready()
+        except ReplicaLoadError:
+            raise
+        except Exception as error:  # no process, no Ray: it counts like a model that does not load
+            log.exception("no replica", extra={"action": "start_failed", "pool": self._spec.name})
+            raise ReplicaLoadError(f"a replica could not be started: {error!r}") from error
         log.info("replica ready", extra={"action": "replica_ready", "pool": self._spec.name})
         self._host.wake()
         while self._died is None:
             self._wake.clear()
             self._refill(self._handle, self.info)
-            await self._wake.wait()
+            await wait_event(self._wake, _LOOK_SECONDS)
         raise ReplicaDied(self._died)
 
     def _refill(self, handle: ReplicaHandle, info: ReplicaInfo) -> None:
         if self._is_alone:
             return
         if self._quarantine.wants(self):
-            if not self._in_flight and (group := self._quarantine.take(self)) is not None:
+            if self._in_flight:
+                return
+            if (group := self._quarantine.take(self)) is not None:
                 self._is_alone = True
                 self._send(handle, *group)
-            return
+                return
         free = info.window_rows - self.rows_in_flight
         smallest = min(_SMALLEST_HAND_OUT, info.handout_rows, info.window_rows)
         while free >= smallest or (free and not self._in_flight):
@@ -194,6 +204,15 @@ class ReplicaRunner:
             self._breaker.failed(reason)
         groups = [(flight.work, sorted(flight.open)) for flight in reversed(flights)]
         await self._quarantine.died(self, groups)
+
+    def _give_back(self) -> None:
+        """Let the rows in flight wait for another runner: this one ends."""
+        for flight in self._in_flight.values():
+            if flight.open and not flight.work.is_dropped:
+                self._feed.put_back(flight.work, sorted(flight.open))
+                self._host.settled(flight.work)
+        self._in_flight.clear()
+        self._quarantine.survived(self)
 
     async def _end_receivers(self, patience_seconds: float) -> None:
         tasks = [flight.task for flight in self._in_flight.values() if flight.task is not None]

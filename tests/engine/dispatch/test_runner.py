@@ -1,0 +1,153 @@
+"""
+A replica's runner where others interfere: suspects that were dropped, a place that starts nothing.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from milkrun_engine.blobs.chunk_files import InputRow
+from milkrun_engine.dispatch.breaker import Breaker
+from milkrun_engine.dispatch.quarantine import Quarantine
+from milkrun_engine.dispatch.runner import ReplicaRunner
+from milkrun_engine.dispatch.work import ChunkWork, Feed
+from milkrun_engine.domain.leases import Lease, Suspicion
+from milkrun_engine.domain.models import ModelSpec
+from milkrun_engine.domain.rows import CHAT
+from milkrun_engine.replicas.base import HandOut, Outcome, ReplicaInfo
+
+pytestmark = pytest.mark.anyio
+_SECONDS = 5.0
+
+
+def a_work(number: int, rows: int = 8) -> ChunkWork:
+    lease = Lease(
+        chunk_id=number, number=number, job_id=f"job_{number}", tenant_id="default", pool="echo", rank=0.0, priority=1,
+        epoch=1, job_epoch=1, attempts=1, rows=rows, input_blob="", input_sha256="", defaults=b"{}",
+    )  # fmt: skip
+    return ChunkWork(lease, [InputRow(number * rows + slot, None, CHAT, b"{}") for slot in range(rows)])
+
+
+class Handle:
+    """A replica that answers when it is let."""
+
+    def __init__(self) -> None:
+        self.let = asyncio.Event()
+
+    async def ready(self) -> ReplicaInfo:
+        return ReplicaInfo(window_rows=8, handout_rows=8)
+
+    async def run(self, handout: HandOut) -> AsyncIterator[list[Outcome]]:
+        await self.let.wait()
+        yield [Outcome(row.index, output=b'"ok"') for row in handout.rows]
+
+    async def abort(self, handout_id: int) -> None:
+        """Nothing runs on."""
+
+    async def stop(self) -> None:
+        """Nothing is left."""
+
+
+class Place:
+    """A pool that starts one handle over and over, or nothing."""
+
+    def __init__(self, handle: Handle | None) -> None:
+        self.handle = handle
+
+    async def start(self) -> None:
+        """Nothing to do."""
+
+    async def start_replica(self, spec: ModelSpec) -> Handle:
+        if self.handle is None:
+            raise OSError("no process")
+        return self.handle
+
+    async def stop(self) -> None:
+        """Nothing to do."""
+
+
+class Bench:
+    """One runner with its feed and quarantine."""
+
+    def __init__(self, handle: Handle | None) -> None:
+        self.feed = Feed()
+        self.quarantine = Quarantine(self.suspect, self.settled)
+        self.breaker = Breaker(give_up_seconds=60)
+        self.runner = ReplicaRunner(
+            spec=ModelSpec(name="echo", weights="", replica="echo"), pool=Place(handle), feed=self.feed,
+            quarantine=self.quarantine, breaker=self.breaker, host=self,
+        )  # fmt: skip
+
+    def wake(self) -> None:
+        """There is nothing to claim."""
+
+    def settled(self, work: ChunkWork) -> None:
+        """Nobody commits here."""
+
+    async def suspect(self, _work: ChunkWork, _suspects: dict[int, Suspicion]) -> bool:
+        return True
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator["asyncio.Task[None]"]:
+        task = asyncio.create_task(self.runner.run())
+        try:
+            yield task
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(_SECONDS):
+        while not true():
+            await asyncio.sleep(0.01)
+
+
+async def test_rows_run_after_the_suspects_they_waited_for_were_dropped() -> None:
+    handle = Handle()
+    bench = Bench(handle)
+    first, later, suspect = a_work(0), a_work(1), a_work(2)
+    suspect.suspects = {0: Suspicion(deaths=1), 1: Suspicion(deaths=1)}
+    bench.feed.add(first)
+    async with bench.running():
+        await until(lambda: bench.runner.rows_in_flight == 8)
+        bench.quarantine.add(suspect)
+        bench.feed.add(later)
+        bench.runner.wake()
+        await asyncio.sleep(0.05)  # the runner has seen the suspects: its window drains
+        suspect.is_dropped = True
+        bench.quarantine.forget(suspect)
+        handle.let.set()
+        await until(lambda: first.is_whole and later.is_whole)
+
+
+async def test_rows_that_come_in_without_a_word_are_found() -> None:
+    handle = Handle()
+    handle.let.set()
+    bench, work = Bench(handle), a_work(0)
+    async with bench.running():
+        await until(lambda: bench.runner.info is not None)
+        await asyncio.sleep(0.05)
+        bench.feed.add(work)
+        await until(lambda: work.is_whole)
+
+
+async def test_a_place_that_starts_nothing_counts_as_a_model_that_does_not_load() -> None:
+    bench = Bench(None)
+    async with bench.running() as task:
+        await until(lambda: bench.breaker.failures >= 2)
+        assert not task.done()
+        assert "no process" in bench.breaker.reason
+
+
+async def test_a_cancelled_runner_gives_its_rows_back() -> None:
+    bench, work = Bench(Handle()), a_work(0)
+    bench.feed.add(work)
+    async with bench.running():
+        await until(lambda: bench.runner.rows_in_flight == 8)
+        assert bench.feed.waiting_rows == 0
+    assert bench.feed.waiting_rows == 8
