@@ -7,7 +7,7 @@ one to be read. A crash resumes at the place of the last committed window.
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from milkrun.status import JobKind, RowErrorCode
 from milkrun_engine.blobs import chunk_files, inputs
@@ -67,7 +67,7 @@ class Preparer:
             return
         recorded = await self._threads.write(self._store.jobs.commit_window, work, window)
         if not recorded.accepted:
-            await self._threads.files(self._discard, window)
+            await self._threads.files(self._discard, window.chunks)
         if not recorded.accepted or window.last:
             self._open.pop(work.job_id, None)
         self._announce(work, window, recorded)
@@ -88,9 +88,28 @@ class Preparer:
     def _cut(self, work: Preparation) -> NewWindow:
         """Read the next window and write its chunk files; blocking."""
         rows, position, last = self._read(work)
+        chunks: list[NewChunk] = []
+        try:
+            places = self._write(work, rows, chunks)
+        except BaseException:  # a full disk must not be kept full by what has no ledger row
+            self._discard(chunks)
+            raise
+        return NewWindow(
+            number=work.next_window,
+            first_index=work.rows_read,
+            rows=len(rows),
+            permutation=planning.pack_permutation(work.rows_read, len(rows), places),
+            position=position,
+            last=last,
+            chunks=chunks,
+        )
+
+    def _write(
+        self, work: Preparation, rows: list[PreparedRow | RefusedRow], chunks: list[NewChunk]
+    ) -> list[list[int]]:
+        """Write a window's chunk files, adding each to `chunks`; returns the row indices of each."""
         askable = [row for row in rows if isinstance(row, PreparedRow)]
         refused = [row for row in rows if isinstance(row, RefusedRow)]
-        chunks: list[NewChunk] = []
         places: list[list[int]] = []
         for planned in planning.plan_chunks(askable, len(rows), self._models):
             number = work.next_chunk + len(chunks)
@@ -110,15 +129,7 @@ class Preparer:
         if refused:
             chunks.append(self._refused_chunk(work, work.next_chunk + len(chunks), refused))
             places.append([row.index for row in refused])
-        return NewWindow(
-            number=work.next_window,
-            first_index=work.rows_read,
-            rows=len(rows),
-            permutation=planning.pack_permutation(work.rows_read, len(rows), places),
-            position=position,
-            last=last,
-            chunks=chunks,
-        )
+        return places
 
     def _read(self, work: Preparation) -> tuple[list[PreparedRow | RefusedRow], int, bool]:
         reached, items = self._open.pop(work.job_id, (-1, iter(())))
@@ -136,7 +147,7 @@ class Preparer:
             else:
                 rows.append(reader.read(index, item.value))
             position = item.position
-            size += item.size
+            size += max(item.size, _bytes(rows[-1]))
             if len(rows) >= most or size >= planning.WINDOW_BYTES:
                 last = False
                 break
@@ -163,7 +174,12 @@ class Preparer:
             counts=chunk_files.count(results),
         )
 
-    def _discard(self, window: NewWindow) -> None:
-        """Drop the files of a window that the ledger refused."""
-        for chunk in window.chunks:
+    def _discard(self, chunks: Sequence[NewChunk]) -> None:
+        """Drop the files of a window that is not in the ledger."""
+        for chunk in chunks:
             self._blobs.delete(chunk.input_blob)
+
+
+def _bytes(row: PreparedRow | RefusedRow) -> int:
+    """What a row takes in memory, roughly: a long prompt template makes it much larger than its input."""
+    return len(row.body) if isinstance(row, PreparedRow) else 0
