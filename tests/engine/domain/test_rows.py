@@ -111,3 +111,13 @@ def test_a_row_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_prompt_is_estimated_by_its_bytes_and_the_answers_limit() -> None:
     assert read("x" * 400, sampling={"max_tokens": 500}).tokens in range(600, 700)
+
+
+def test_a_row_too_deep_to_be_written_is_refused_by_itself() -> None:
+    reader = RowReader.of(JobSpec(), "m", {"m": JobKind.generate})
+    deep: list[object] = []
+    for _ in range(100_000):
+        deep = [deep]
+    refused = reader.read(3, {"prompt": "x", "extra": deep})
+    assert isinstance(refused, RefusedRow)
+    assert (refused.index, refused.code) == (3, RowErrorCode.invalid_row)

@@ -92,6 +92,8 @@ class RowReader:
                 raise RowRefused(RowErrorCode.invalid_row, f"the row is larger than {MAX_ROW_BYTES:,} bytes")
         except RowRefused as refused:
             return RefusedRow(index, key, refused.code, str(refused))
+        except RecursionError:  # it could just be read, and is a level too deep to be written
+            return RefusedRow(index, key, RowErrorCode.invalid_row, "the row is nested too deeply")
         return PreparedRow(index, key, pool, endpoint, body, len(body) // 4 + self.max_tokens)
 
     def _key(self, value: Any) -> str | None:
