@@ -1,5 +1,5 @@
 """
-Who is calling: an API key as a bearer token, or as the password of a browser's own dialog.
+Who is calling: an API key as a bearer token or, for reading, as the password of a browser's own dialog.
 """
 
 import base64
@@ -26,7 +26,8 @@ class Authenticator:
         Raises:
             Unauthenticated: there is no key, or none that is let in.
         """
-        key = _key_of(request.headers.get("authorization", ""))
+        # A browser sends its dialog's password with other sites' forms too: good for looking only.
+        key = _key_of(request.headers.get("authorization", ""), allow_basic=request.method in ("GET", "HEAD"))
         if key is None:
             raise Unauthenticated("send an API key: `Authorization: Bearer KEY`")
         tenant_id = await self._threads.read(self._store.tenants.of_key, key)
@@ -35,11 +36,11 @@ class Authenticator:
         return tenant_id
 
 
-def _key_of(header: str) -> str | None:
+def _key_of(header: str, *, allow_basic: bool) -> str | None:
     scheme, _, value = header.partition(" ")
     if scheme.lower() == "bearer" and value.strip():
         return value.strip()
-    if scheme.lower() == "basic":
+    if scheme.lower() == "basic" and allow_basic:
         try:
             return base64.b64decode(value, validate=True).decode().partition(":")[2] or None
         except (binascii.Error, UnicodeDecodeError):

@@ -30,7 +30,7 @@ class PageLinks:
 
     def is_valid(self, job_id: str, signature: str) -> bool:
         """Whether this engine signed the link."""
-        return hmac.compare_digest(self._signature(job_id), signature)
+        return hmac.compare_digest(self._signature(job_id).encode(), signature.encode(errors="replace"))
 
     def _signature(self, job_id: str) -> str:
         return hmac.new(self._secret, job_id.encode(), hashlib.sha256).hexdigest()[:32]
