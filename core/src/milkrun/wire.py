@@ -74,7 +74,9 @@ class SubmitRequest(_Request):
     input: InputRef | None = None
     priority: int = Field(default=1, ge=0, le=10)  #: smaller is sooner
     idempotency_key: str | None = Field(default=None, min_length=1, max_length=512)
-    submission_id: str | None = Field(default=None, max_length=64)  #: one call of submit: its repeats get its job
+    submission_id: str | None = Field(
+        default=None, max_length=64
+    )  #: one call of submit: its repeats under the same key get its job
     reuse: Reuse = Reuse.inputs_match
     on_mismatch: OnMismatch = OnMismatch.fail
     name: str | None = Field(default=None, max_length=200)
@@ -101,7 +103,9 @@ class AttachRequest(_Request):
 class CancelRequest(_Request):
     """`POST /api/jobs/{id}/cancel`."""
 
-    claim: int | None = None  #: from submit or attach; a stale one is 409 `stale_claim`; absent always cancels
+    claim: int | None = Field(
+        default=None, ge=0, le=2**53
+    )  #: from submit or attach; a stale one is 409 `stale_claim`; absent always cancels
 
 
 class Usage(_Answer):

@@ -59,6 +59,9 @@ class Engine:
         self.store.tenants.add_key(self.api_key, "admin" if settings.admin_key else "local")
         # SQLite has one engine at a time (see lock.py), so every lease is a dead one's: free them at once.
         self.store.chunks.release()
+        for job in self.store.jobs.of_unknown_models(list(self._models)):
+            message = "a model that the job needs is not declared any more; declare it and submit again"
+            self.store.jobs.fail(job.id, job.epoch, "model_unavailable", message)
         self._threads = Threads()
         signals = Signals()
         blobs = LocalBlobs(data_dir / "blobs")

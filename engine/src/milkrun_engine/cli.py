@@ -54,6 +54,7 @@ def serve(
             models=models,
             is_local=is_local or None,
         )
+        os.environ.pop("MILKRUN_ADMIN_KEY", None)  # not for the replicas, which inherit the environment
         asyncio.run(run_engine(settings))
     except (DataDirInUse, MissingExtra, ValueError, OSError) as error:
         logging.getLogger(__name__).debug("serve failed", exc_info=True)

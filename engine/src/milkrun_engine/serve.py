@@ -7,6 +7,8 @@ import logging
 import os
 import signal
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import uvicorn
 
@@ -24,8 +26,10 @@ _IDLE_CHECK_SECONDS = 5.0
 class _Server(uvicorn.Server):
     """Uvicorn, with signals left to us: long-polls must be answered before it can stop."""
 
-    def install_signal_handlers(self) -> None:
-        """Nothing."""
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Capture nothing."""
+        yield
 
 
 async def serve(settings: EngineSettings) -> None:

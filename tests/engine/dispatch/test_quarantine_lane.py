@@ -48,7 +48,7 @@ class Lane:
             work, slots = taken
             if poison is not None and work is poison[0] and poison[1] in slots:
                 deaths += 1
-                await self.quarantine.died(self, [(work, slots)])
+                await self.quarantine.died(self, [(work, slots)], alone=len(slots) == 1)
             else:
                 allowed = set(slots)
                 assert all(work.settle(Outcome(work.rows[slot].index, output=b'"ok"'), allowed) for slot in slots)
@@ -62,7 +62,7 @@ async def test_a_poison_row_is_alone_and_its_neighbours_have_results(poison: tup
     for work in works:
         work.waiting.clear()
     guilty = works[poison[0]]
-    await lane.quarantine.died(lane, [(work, list(range(32))) for work in reversed(works)])
+    await lane.quarantine.died(lane, [(work, list(range(32))) for work in reversed(works)], alone=False)
     assert 1 + await lane.run((guilty, poison[1])) <= 11, "⌈log2 256⌉ + 3"
     for work in works:
         failed = {slot for slot, row in work.results.items() if row.error_code is RowErrorCode.engine_crash}
@@ -74,7 +74,7 @@ async def test_a_poison_row_is_alone_and_its_neighbours_have_results(poison: tup
 async def test_suspects_are_written_before_they_run_again() -> None:
     lane, work = Lane(), a_work(0)
     work.waiting.clear()
-    await lane.quarantine.died(lane, [(work, [3, 4])])
+    await lane.quarantine.died(lane, [(work, [3, 4])], alone=False)
     assert lane.written == [{3: Suspicion(deaths=1), 4: Suspicion(deaths=1)}]
     assert work.suspects == lane.written[0]
 
@@ -82,14 +82,14 @@ async def test_suspects_are_written_before_they_run_again() -> None:
 async def test_a_chunk_whose_lease_is_lost_is_dropped() -> None:
     lane, work = Lane(), a_work(0)
     lane.held = False
-    await lane.quarantine.died(lane, [(work, [3, 4])])
+    await lane.quarantine.died(lane, [(work, [3, 4])], alone=False)
     assert work.is_dropped
     assert lane.quarantine.take(lane) is None
 
 
 async def test_one_runner_at_a_time_runs_suspects() -> None:
     lane, work, other = Lane(), a_work(0), object()
-    await lane.quarantine.died(lane, [(work, [1, 2, 3])])
+    await lane.quarantine.died(lane, [(work, [1, 2, 3])], alone=False)
     assert lane.quarantine.wants(lane)
     assert not lane.quarantine.wants(other)
     await lane.run(None)
@@ -108,6 +108,6 @@ async def test_a_newly_claimed_chunk_brings_its_suspects() -> None:
 
 async def test_forgotten_chunks_do_not_run() -> None:
     lane, work = Lane(), a_work(0)
-    await lane.quarantine.died(lane, [(work, [1, 2])])
+    await lane.quarantine.died(lane, [(work, [1, 2])], alone=False)
     lane.quarantine.forget(work)
     assert not lane.quarantine.wants(lane)

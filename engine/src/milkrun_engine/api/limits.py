@@ -9,9 +9,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from milkrun_engine.domain.ids import new_id
 
-MAX_BODY_BYTES = 64_000_000
+MAX_BODY_BYTES = 4_000_000  # it is read on the event loop; clients send more as a file
 _UPLOADS = ("/api/files",)
 _PROBES = ("/healthz", "/readyz")
+_WORK = "/api"  # a page that renews itself in a forgotten tab keeps no engine alive
 
 
 class BodyTooLarge(HTTPException):
@@ -72,6 +73,9 @@ class Limits:
                 message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
             await send(message)
 
+        if not scope["path"].startswith(_WORK):
+            await self._app(scope, limited, named)
+            return
         self._activity.began()
         try:
             await self._app(scope, limited, named)

@@ -197,6 +197,8 @@ def _parquet(path: Path, position: int) -> Iterator[Item]:
                 if at > position:
                     yield Item(row, at, size)
     except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk's trouble, not the file's: it may pass
         raise InputUnreadable(f"the file is not readable as Parquet: {error}") from error
 
 

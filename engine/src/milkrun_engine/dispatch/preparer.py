@@ -126,9 +126,10 @@ class Preparer:
                 )
             )
             places.append([row.index for row in planned.rows])
-        if refused:
-            chunks.append(self._refused_chunk(work, work.next_chunk + len(chunks), refused))
-            places.append([row.index for row in refused])
+        for start in range(0, len(refused), planning.CHUNK_ROWS_MAX):
+            some = refused[start : start + planning.CHUNK_ROWS_MAX]
+            chunks.append(self._refused_chunk(work, work.next_chunk + len(chunks), some))
+            places.append([row.index for row in some])
         return places
 
     def _read(self, work: Preparation) -> tuple[list[PreparedRow | RefusedRow], int, bool]:

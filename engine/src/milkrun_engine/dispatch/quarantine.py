@@ -55,15 +55,15 @@ class Quarantine:
         if self._guard is runner:
             self._guard = None
 
-    async def died(self, runner: object, groups: Sequence[tuple[ChunkWork, list[int]]]) -> None:
+    async def died(self, runner: object, groups: Sequence[tuple[ChunkWork, list[int]]], *, alone: bool) -> None:
         """
         Count a death against the rows in flight, and let them wait to run alone.
 
         Args:
             groups: by hand-out, the newest first.
+            alone: a single row was in flight, nobody's beside it.
         """
         self.survived(runner)
-        alone = len(groups) == 1 and len(groups[0][1]) == 1
         waiting: list[tuple[ChunkWork, list[int]]] = []
         for work, slots in groups:
             # Counted before the write, so that another replica's death meanwhile counts on from here.

@@ -192,6 +192,7 @@ class ReplicaRunner:
     async def _bury(self, reason: str) -> None:
         """Make suspects of the rows in flight, durably, before any of them runs again."""
         await self._end_receivers(_LAST_WORDS_SECONDS)  # what it finished before it died still counts
+        rows_beside = self.rows_in_flight  # those of dropped chunks may be to blame as well
         flights = [flight for flight in self._in_flight.values() if not flight.work.is_dropped and flight.open]
         alone, self._is_alone = self._is_alone, False
         self._in_flight.clear()
@@ -203,7 +204,7 @@ class ReplicaRunner:
         if not alone:
             self._breaker.failed(reason)
         groups = [(flight.work, sorted(flight.open)) for flight in reversed(flights)]
-        await self._quarantine.died(self, groups)
+        await self._quarantine.died(self, groups, alone=rows_beside == 1)
 
     def _give_back(self) -> None:
         """Let the rows in flight wait for another runner: this one ends."""

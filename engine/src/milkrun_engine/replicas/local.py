@@ -121,7 +121,7 @@ class LocalHandle:
             pass
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
-        await asyncio.gather(*self._tasks)
+        await asyncio.wait(self._tasks)  # unlike gather it leaves them be when this call is cancelled
         self._writer.close()
 
     async def _read(self) -> None:

@@ -58,8 +58,13 @@ class RayPool:
         """Start an actor, which begins to load its model."""
         async with self._starting:
             if self._folder is None:
-                self._folder = remains.make(self._data_dir)
-                await asyncio.to_thread(_start_ray, self._folder)
+                folder = remains.make(self._data_dir)
+                try:
+                    await asyncio.to_thread(_start_ray, folder)
+                except BaseException:
+                    await asyncio.to_thread(remains.remove, folder, self._data_dir)
+                    raise
+                self._folder = folder
         handle = RayHandle(spec, self._data_dir)
         self._handles = [known for known in self._handles if not known.stopped] + [handle]
         return handle
@@ -146,7 +151,6 @@ class RayHandle:
 
         if self.stopped:
             return
-        self.stopped = True
         group = 0
         with contextlib.suppress(TimeoutError, *_ray_errors()):
             async with asyncio.timeout(_STOP_SECONDS):
@@ -159,6 +163,7 @@ class RayHandle:
             await asyncio.to_thread(remains.end, group, self._folder)
         await asyncio.to_thread(ray.kill, self._actor)
         await asyncio.to_thread(remains.remove, self._folder, self._data_dir)
+        self.stopped = True  # at the end: a stop that was cancelled is done again
 
 
 class _Host:

@@ -7,7 +7,6 @@ the engine stops it or is gone.
 
 import asyncio
 import atexit
-import contextlib
 import os
 import select
 import signal
@@ -59,11 +58,15 @@ async def serve(engine: socket.socket) -> None:
 
 
 async def _run(replica: Replica, handout: HandOut, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(ConnectionError):  # the engine is gone: the command loop ends the process
+    try:
         async for finished in hosting.outcomes(replica, handout):
             writer.write(frames.pack(frames.Rows(handout.id, finished)))
             await writer.drain()
         writer.write(frames.pack(frames.End(handout.id)))
+    except ConnectionError:
+        pass  # the engine is gone: the command loop ends the process
+    except Exception:
+        os._exit(1)  # the hand-out would stay open for ever; so its rows go back
 
 
 def _end_with(engine: socket.socket, loaded: threading.Event, scratch: Path) -> None:

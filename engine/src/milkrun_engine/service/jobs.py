@@ -139,7 +139,7 @@ class JobService:
         if request.input is not None:
             return await self._threads.read(self._store.input_files.get, tenant_id, request.input.file_id)
         try:
-            data = b"".join(row_line(row) for row in request.rows or ())
+            data = await self._threads.files(lambda: b"".join(map(row_line, request.rows or ())))
         except ValueError as error:
             raise InvalidRequest(f"a row is not JSON: {error}") from error
         digest = hashlib.sha256(data).hexdigest()

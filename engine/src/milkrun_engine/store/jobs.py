@@ -231,6 +231,16 @@ class Jobs:
                 stamp(connection, tenant_id, [job_id], status=True)
             return stopped
 
+    def of_unknown_models(self, known: Sequence[str]) -> list[JobRecord]:
+        """The unfinished jobs that need a model which is not declared any more."""
+        needs = select(chunks.c.job_id).where(
+            chunks.c.state.in_([ChunkState.ready, ChunkState.leased]), chunks.c.pool.not_in(known)
+        )
+        unread = and_(jobs.c.prepared.is_(False), jobs.c.model.not_in(known))
+        query = select(*job_columns()).where(jobs.c.status.in_(LIVE), or_(jobs.c.id.in_(needs), unread))
+        with self._database.read() as connection:
+            return [job_record(row) for row in connection.execute(query)]
+
     def next_to_prepare(self, but: Sequence[str] = ()) -> Preparation | None:
         """The job whose next window is due, `but` these: the one with the fewest windows, then by rank."""
         query = (
