@@ -134,3 +134,12 @@ def test_times_are_the_ledgers_and_in_order(world: World) -> None:
     job = world.job(job_id)
     assert 5 <= job.started_at - job.created_at < 8
     assert 5 <= job.finished_at - job.started_at < 8
+
+
+def test_jobs_of_a_model_that_is_not_declared_any_more(world: World) -> None:
+    waiting, other = world.prepared(24), world.prepared(24, model="other")
+    unread = world.submit(24).job.id
+    found = {job.id for job in world.store.jobs.of_unknown_models(["other", "vectors"])}
+    assert {unread, waiting} <= found
+    assert other not in found
+    assert world.store.jobs.of_unknown_models(["echo", "other", "vectors"]) == []
