@@ -38,6 +38,7 @@ def test_a_job_is_told_once_in_its_latest_state(world: World) -> None:
     assert {first, second} == {job.id for job in page.jobs}
     assert len(page.jobs) == 2
     assert {JobStatus.succeeded} == {job.status for job in page.jobs}
+    assert page.cursor == world.store.feed.cursor(world.tenant)
     assert read(world, page.cursor).jobs == []
 
 

@@ -63,6 +63,7 @@ def test_nothing_commits_after_a_cancel(world: World) -> None:
     first, second, _ = world.claim(3)
     assert world.finish(first).accepted
     world.store.jobs.cancel(world.tenant, job_id, None)
+    assert world.job(job_id).epoch == second.job_epoch + 1, "the fence holds whatever the chunk's state says"
     before = counted(world, job_id), ledger(world, job_id)
     assert not world.finish(second).accepted
     assert before == (counted(world, job_id), ledger(world, job_id))
