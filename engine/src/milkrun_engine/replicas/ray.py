@@ -10,8 +10,12 @@ import contextlib
 import logging
 import os
 import secrets
-from collections.abc import AsyncIterator
+import signal
+import threading
+from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
+
+import psutil
 
 from milkrun_engine.domain.models import ModelSpec
 from milkrun_engine.replicas import frames, hosting, remains
@@ -29,7 +33,10 @@ from milkrun_engine.replicas.base import (
 )
 from milkrun_engine.replicas.profiles import device, environment
 
+log = logging.getLogger(__name__)
 _STOP_SECONDS = 15.0
+_LOOK_SECONDS = 1.0
+_RAY_CORE = {"raylet", "gcs_server"}
 _OBJECT_STORE_BYTES = 256 << 20  # rows stream through; nothing is kept
 _RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -57,10 +64,14 @@ class RayPool:
     async def start_replica(self, spec: ModelSpec) -> "RayHandle":
         """Start an actor, which begins to load its model."""
         async with self._starting:
+            if self._folder is not None and not _ray_lives():
+                log.error("Ray is gone; starting it again", extra={"action": "ray_gone"})
+                await self._end_ray()
             if self._folder is None:
                 folder = remains.make(self._data_dir)
                 try:
                     await asyncio.to_thread(_start_ray, folder)
+                    _take_signals_back()
                 except BaseException:
                     await asyncio.to_thread(remains.remove, folder, self._data_dir)
                     raise
@@ -73,12 +84,13 @@ class RayPool:
         """Stop every replica, then Ray."""
         await asyncio.gather(*(handle.stop() for handle in self._handles))
         self._handles.clear()
-        if self._folder is not None:
-            import ray
+        await self._end_ray()
 
-            await asyncio.to_thread(ray.shutdown)
-            await asyncio.to_thread(remains.remove, self._folder, self._data_dir)
-            self._folder = None
+    async def _end_ray(self) -> None:
+        folder, self._folder = self._folder, None
+        if folder is not None:
+            await asyncio.to_thread(_stop_ray)
+            await asyncio.to_thread(remains.remove, folder, self._data_dir)
 
 
 class RayHandle:
@@ -117,7 +129,7 @@ class RayHandle:
         """Wait until the model is loaded; see `ReplicaHandle`."""
         if self._info is None:
             try:
-                report = frames.decode_report(await self._loading)
+                report = frames.decode_report(await self._loaded())
             except _ray_errors() as error:
                 raise ReplicaLoadError(f"the actor of {self._spec.name} ended while loading") from error
             if isinstance(report, frames.LoadFailed):
@@ -126,6 +138,17 @@ class RayHandle:
             self._info = report.info
             remains.note(self._folder, self._info.pids)
         return self._info
+
+    async def _loaded(self) -> bytes:
+        """Wait for the load; without its raylet the actor would never answer, nor Ray tell."""
+        loading = asyncio.ensure_future(_awaited(self._loading))
+        try:
+            while not (await asyncio.wait({loading}, timeout=_LOOK_SECONDS))[0]:
+                if not await asyncio.to_thread(_ray_lives):
+                    raise ReplicaLoadError(f"Ray ended while {self._spec.name} was loading")
+            return loading.result()
+        finally:
+            loading.cancel()
 
     async def run(self, handout: HandOut) -> AsyncIterator[list[Outcome]]:
         """Run a hand-out; see `ReplicaHandle`. Leaving the loop early aborts it."""
@@ -217,6 +240,38 @@ def _start_ray(folder: Path) -> None:
         object_store_memory=_OBJECT_STORE_BYTES,
         _temp_dir=str(folder),
     )
+
+
+def _take_signals_back() -> None:
+    """Ray puts handlers of its own, which end the process, under Python's: the engine ends in order."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            if (handler := signal.getsignal(number)) is not None:
+                signal.signal(number, handler)
+
+
+def _ray_processes() -> list[psutil.Process]:
+    """Ray's own processes, without which no actor can start: children of ours, since Ray is local."""
+    return [child for child in psutil.Process().children() if child.name() in _RAY_CORE]
+
+
+def _ray_lives() -> bool:
+    living = {child.name() for child in _ray_processes() if child.status() != psutil.STATUS_ZOMBIE}
+    return living >= _RAY_CORE
+
+
+def _stop_ray() -> None:
+    import ray
+
+    ray.shutdown()
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if child.status() == psutil.STATUS_ZOMBIE and child.name() in _RAY_CORE:
+                child.wait(0)
+
+
+async def _awaited(reference: Awaitable[bytes]) -> bytes:
+    return await reference
 
 
 def _gpus(spec: ModelSpec) -> int:
