@@ -35,6 +35,6 @@ def test_killed_actor_and_killed_raylet_lose_nothing(serve: Callable[..., Server
 def _one(server: Server, name: str) -> psutil.Process:
     children = psutil.Process(server.pid).children(recursive=True)
     [found] = [
-        child for child in children if child.name() == name or child.cmdline()[:1] and name in child.cmdline()[0]
+        child for child in children if child.name() == name or (child.cmdline()[:1] and name in child.cmdline()[0])
     ]
     return found
