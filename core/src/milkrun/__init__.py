@@ -88,6 +88,7 @@ __all__ = [
     "Usage",
     "WaitTimeout",
     "await_job_results",
+    "embed",
     "infer",
 ]
 
@@ -103,6 +104,12 @@ def _default_client() -> Milkrun:
 def infer(rows: Any = None, **options: Unpack[SubmitOptions]) -> str:
     """Submit rows to a model and return the job's id at once: `Milkrun.infer` of the default client."""
     return _default_client().infer(rows, **options)
+
+
+@_options.spelled_out
+def embed(rows: Any = None, **options: Unpack[SubmitOptions]) -> str:
+    """Submit rows to an embedding model and return the job's id at once: `Milkrun.embed` of the default client."""
+    return _default_client().embed(rows, **options)
 
 
 def await_job_results(

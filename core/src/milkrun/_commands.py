@@ -24,7 +24,7 @@ from milkrun._bar import Bar
 from milkrun._client import Milkrun
 from milkrun._results import Results
 from milkrun.exceptions import JobError, MilkrunError, WaitTimeout
-from milkrun.status import JobStatus, ResultFormat
+from milkrun.status import JobKind, JobStatus, ResultFormat
 from milkrun.wire import Job, OutputSchema
 
 _EXITS = "Exit codes: 0 ok, 1 error, 2 wrong usage, 3 the job failed, was cancelled or expired, 4 the wait timed out."
@@ -75,6 +75,8 @@ def submit(
     system_prompt: Annotated[str | None, typer.Option(help="Goes before every row.")] = None,
     choices: Annotated[str | None, typer.Option(metavar="A,B", help="Answer with one of these.")] = None,
     schema: Annotated[Path | None, typer.Option(help="A file with the JSON schema of an answer.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Of an answer. [default: 1024]")] = None,
+    kind: Annotated[JobKind, typer.Option(help="generate answers, or embed.")] = JobKind.generate,
     priority: Annotated[int, typer.Option(min=0, max=10, help="Smaller is sooner.")] = 1,
     name: Annotated[str | None, typer.Option(help="Shown in lists and on the page.")] = None,
     label: Labels = None,
@@ -99,6 +101,8 @@ def submit(
             model=model,
             system_prompt=system_prompt,
             output_schema=output_schema,
+            sampling={"max_tokens": max_tokens} if max_tokens is not None else None,
+            kind=kind,
             job_priority=priority,
             name=name,
             labels=_labels(label),

@@ -110,3 +110,10 @@ def test_rows_of_json_lines_are_judged_one_by_one_later(tmp_path: Path, data: by
 def test_a_file_that_is_none_is_refused(tmp_path: Path, data: bytes, form: str) -> None:
     with pytest.raises(InvalidRequest, match="can't be read"):
         check(tmp_path, data, form, prompt="{a}")
+
+
+def test_an_empty_table_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "empty.csv"
+    path.touch()
+    with pytest.raises(InvalidRequest, match="empty"):
+        door.check_input(path, InputFormat.csv, RowReader.of(JobSpec(prompt="{a}"), "echo", {}))

@@ -18,6 +18,7 @@ from milkrun_engine.domain.models import ModelSpec
 from milkrun_engine.replicas.weights import is_local
 
 HANDOUT_ROWS = 16
+DEFAULT_MAX_TOKENS = 1_024  #: of an answer whose row and job set no `max_tokens`
 
 _COMMON: dict[str, Any] = {
     "trust_remote_code": False,

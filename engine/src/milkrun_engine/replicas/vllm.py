@@ -36,7 +36,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from milkrun.status import RowErrorCode
 from milkrun_engine.domain.models import ModelSpec
 from milkrun_engine.replicas.base import HandOut, HandOutRow, Outcome, ReplicaInfo, ReplicaLoadError
-from milkrun_engine.replicas.profiles import HANDOUT_ROWS, device, engine_arguments
+from milkrun_engine.replicas.profiles import DEFAULT_MAX_TOKENS, HANDOUT_ROWS, device, engine_arguments
 from milkrun_engine.replicas.requests import (
     CHAT,
     COMPLETION,
@@ -266,7 +266,11 @@ def _parse_arguments(values: Mapping[str, Any]) -> Namespace:
 
 
 def _checked_length(serving: Any, render: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Refuse a request whose prompt and `max_tokens` don't fit, which vLLM would silently shorten."""
+    """
+    Refuse a request whose prompt and `max_tokens` don't fit, which vLLM would silently shorten.
+
+    A request that sets no bound gets ours: a small model may else ramble on to the end of its context.
+    """
 
     async def rendered(request: Any) -> Any:
         result = await render(request)
@@ -279,6 +283,8 @@ def _checked_length(serving: Any, render: Callable[[Any], Any]) -> Callable[[Any
             if tokens + asked > context:
                 message = f"the prompt has {tokens} tokens and asks for {asked} more; the model's context is {context}"
                 raise _Refused(RowErrorCode.context_length_exceeded, message)
+        if getattr(request, "max_completion_tokens", None) is None and request.max_tokens is None:
+            request.max_tokens = DEFAULT_MAX_TOKENS  # vLLM shortens it to what is left of the context
         return result
 
     return rendered

@@ -70,8 +70,10 @@ def check_input(path: Path, form: InputFormat, reader: RowReader) -> None:
         columns = list(first.value)
     elif columns is None and first is not None and isinstance(first.value, str):
         columns = [TEXT_COLUMN]
-    if columns is None or (not columns and first is None):
+    if columns is None:
         return
+    if not columns and form is not InputFormat.jsonl:
+        raise InvalidRequest("the input is empty: a table has at least a header line")
     named = [*(reader.template.columns if reader.template else ()), *filter(None, [reader.spec.key_column])]
     for column in named:
         if column not in columns:
