@@ -51,6 +51,7 @@ def test_decided_before_it_is_read(serve: Callable[..., Server], tmp_path: Path)
     slow = _jsonl(tmp_path / "slow.jsonl", texts, BLANK_LINES, [])
     server = serve()
     with server.client() as client, server.watched() as feed:
+        client.wait(client.infer(["warm"]), timeout=60)  # else the model may be loaded only when the input is read
         job_id = client.infer(slow)
         decided = wait_for(lambda: job if (job := client.job(job_id)).rows_succeeded == 256 else None)
         assert (mr.JobStatus.running, None) == (decided.status, decided.rows_total)
