@@ -120,7 +120,7 @@ def test_wrong_usage_is_exit_code_2(milkrun: Any, args: list[str]) -> None:
 
 def test_status_jobs_and_cancel(milkrun: Any, engine: Any, build: Any) -> None:
     engine.jobs["job_1"] = build.job(name="nightly")
-    assert "job_id            job_1\n" in milkrun("status", "job_1").out
+    assert "job_id                  job_1\n" in milkrun("status", "job_1").out
     assert json.loads(milkrun("status", "job_1", "--json").out)["id"] == "job_1"
     assert "nightly" in milkrun("jobs", "--label", "a=b").out
     assert [job["id"] for job in json.loads(milkrun("jobs", "--json").out)] == ["job_1"]

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import BaseModel
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 
 from milkrun import outcome
@@ -29,7 +30,6 @@ from milkrun.wire import Job, OutputSchema
 
 _EXITS = "Exit codes: 0 ok, 1 error, 2 wrong usage, 3 the job failed, was cancelled or expired, 4 the wait timed out."
 _SHOWN_ROWS = 20
-
 _ID_WIDTH = 26
 app = typer.Typer(
     help="Batch LLM inference on your own machines.",
@@ -216,7 +216,8 @@ def _show_rows(found: Results) -> None:
         if row.index >= _SHOWN_ROWS:
             break
         answer = row.text if row.text is not None or row.error else json.dumps(row.output)[:60]
-        table.add_row(str(row.index), row.key or "", answer or "", row.error.code if row.error else "")
+        error = f"{row.error.code}: {row.error.message}" if row.error else ""
+        table.add_row(str(row.index), row.key or "", escape(answer or ""), escape(error))
     Console().print(table)
     _err.print(f"{len(found):,} rows readable, job {found.job.status.value}; --output FILE writes them all")
 
@@ -242,7 +243,9 @@ def _facts(job: Job) -> str:
     facts = {name: value for name, value in outcome.summary(job).items() if value is not None}
     if job.waiting_reason:
         facts["waiting_reason"] = job.waiting_reason
-    return "\n".join(f"{name:<18}{value}" for name, value in facts.items())
+    for code, count in job.row_errors.items():
+        facts[code] = f"{count:,} (milkrun results {job.id} says why)"
+    return "\n".join(f"{name:<24}{value}" for name, value in facts.items())
 
 
 def _print(answer: BaseModel, text: str, *, as_json: bool) -> None:

@@ -96,7 +96,7 @@ def test_plain_texts_are_the_column_text(tmp_path: Path) -> None:
 
 
 def test_a_table_without_a_template_is_told_how_to_ask(tmp_path: Path) -> None:
-    with pytest.raises(InvalidRequest, match=r"prompt='\{a\}'"):
+    with pytest.raises(InvalidRequest, match=r"Classify: \{b\}"):
         check(tmp_path, b"a,b\nx,y\n", "csv")
     check(tmp_path, b"prompt,seed\nx,1\n", "csv")
 

@@ -82,8 +82,8 @@ def check_input(path: Path, form: InputFormat, reader: RowReader) -> None:
         row = reader.read(0, first.value)
         if reader.template is None and isinstance(row, RefusedRow) and row.code is RowErrorCode.invalid_row:
             raise InvalidRequest(
-                f"the input is a table ({', '.join(columns)}); say with a prompt template what to ask of a row, "
-                "for example prompt='{" + columns[0] + "}'"
+                f"the input is a table ({', '.join(columns)}); say what to ask of a row: name the column that is the "
+                "prompt, or give a prompt template over the columns, such as 'Classify: {" + columns[-1] + "}'"
             )
 
 
