@@ -48,7 +48,7 @@ def test_cancelled_while_it_is_read(serve: Callable[..., Server], tmp_path: Path
 def test_decided_before_it_is_read(serve: Callable[..., Server], tmp_path: Path) -> None:
     """Every chunk commits before the input is read to its end: the last window finishes the job."""
     texts = [f"row {index}" for index in range(256)]
-    slow = _jsonl(tmp_path / "slow.jsonl", texts, BLANK_LINES, [])
+    slow = _jsonl(tmp_path / "slow.jsonl", texts, 5 * BLANK_LINES, [])
     server = serve()
     with server.client() as client, server.watched() as feed:
         client.wait(client.infer(["warm"]), timeout=60)  # else the model may be loaded only when the input is read
