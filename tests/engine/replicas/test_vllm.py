@@ -17,6 +17,7 @@ from milkrun.status import RowErrorCode
 from milkrun_engine.replicas.base import Outcome, ReplicaDied, ReplicaHandle
 from milkrun_engine.replicas.local import LocalPool
 from milkrun_engine.replicas.models import load_models
+from milkrun_engine.replicas.profiles import DEFAULT_MAX_TOKENS
 from milkrun_engine.replicas.requests import COMPLETION, EMBEDDING
 
 pytestmark = [pytest.mark.model, pytest.mark.slow, pytest.mark.anyio, pytest.mark.timeout(600)]
@@ -68,6 +69,14 @@ async def test_completion(model: ReplicaHandle) -> None:
     assert (4, "length") == (outcome.completion_tokens, outcome.finish_reason)
 
 
+async def test_an_answer_without_a_bound_ends_at_ours_or_at_its_own_minimum(model: ReplicaHandle) -> None:
+    minimums = (DEFAULT_MAX_TOKENS, DEFAULT_MAX_TOKENS + 8)
+    hi = {"messages": [{"role": "user", "content": "Hi"}]}
+    rows = [a_row(i, hi | {"min_tokens": minimum}) for i, minimum in enumerate(minimums)]
+    outcomes = await outcomes_of(model, a_handout(rows, sampling=GREEDY))
+    assert minimums == (outcomes[0].completion_tokens, outcomes[1].completion_tokens)
+
+
 async def test_choices(model: ReplicaHandle) -> None:
     rows = [a_row(i, word) for i, word in enumerate(["Great!", "Awful.", "It broke.", "I love it."])]
     outcomes = await outcomes_of(model, a_handout(rows, output_schema={"choices": ["good", "bad"]}, sampling=GREEDY))
@@ -107,6 +116,10 @@ _BAD: list[tuple[dict[str, Any], RowErrorCode]] = [
         RowErrorCode.context_length_exceeded,
     ),
     ({"messages": [{"role": "user", "content": SECRET}], "max_tokens": 9_000}, RowErrorCode.context_length_exceeded),
+    (
+        {"messages": [{"role": "user", "content": SECRET}], "max_tokens": None, "min_tokens": 8_190},
+        RowErrorCode.context_length_exceeded,
+    ),
     ({"messages": [{"role": "user", "content": SECRET}], "temperature": SECRET}, RowErrorCode.invalid_row),
     ({"messages": [{"role": "user", "content": SECRET}], "temperature": -1}, RowErrorCode.invalid_row),
     ({"messages": [{"role": "user", "content": SECRET}], "chat_template": SECRET}, RowErrorCode.invalid_row),

@@ -274,17 +274,19 @@ def _checked_length(serving: Any, render: Callable[[Any], Any]) -> Callable[[Any
 
     async def rendered(request: Any) -> Any:
         result = await render(request)
-        if isinstance(result, ErrorResponse) or request.truncate_prompt_tokens is not None:
+        if isinstance(result, ErrorResponse):
             return result
-        asked = getattr(request, "max_completion_tokens", None) or request.max_tokens or 1
+        bound = getattr(request, "max_completion_tokens", None) or request.max_tokens
+        asked = bound or max(1, request.min_tokens)
         context = serving.model_config.max_model_len
         for prompt in result[1] if isinstance(result, tuple) else result:
             tokens = serving._extract_prompt_len(prompt)  # noqa: SLF001 (as its own `get_max_tokens` does)
-            if tokens + asked > context:
+            if tokens + asked > context and request.truncate_prompt_tokens is None:
                 message = f"the prompt has {tokens} tokens and asks for {asked} more; the model's context is {context}"
                 raise _Refused(RowErrorCode.context_length_exceeded, message)
-        if getattr(request, "max_completion_tokens", None) is None and request.max_tokens is None:
-            request.max_tokens = DEFAULT_MAX_TOKENS  # vLLM shortens it to what is left of the context
+        if bound is None:
+            # vLLM shortens it to what is left of the context, and refuses one below `min_tokens`.
+            request.max_tokens = max(DEFAULT_MAX_TOKENS, request.min_tokens)
         return result
 
     return rendered
