@@ -76,7 +76,7 @@ class SubmitRequest(_Request):
     idempotency_key: str | None = Field(default=None, min_length=1, max_length=512)
     submission_id: str | None = Field(
         default=None, max_length=64
-    )  #: one call of submit: its repeats under the same key get its job
+    )  #: one call of submit: its repeats get its job
     reuse: Reuse = Reuse.inputs_match
     on_mismatch: OnMismatch = OnMismatch.fail
     name: str | None = Field(default=None, max_length=200)

@@ -113,6 +113,16 @@ def test_another_call_is_not_the_same_call(world: World) -> None:
     assert first.job.id != second.job.id
 
 
+def test_a_late_repeat_of_a_call_leaves_the_job_that_replaced_its_own(world: World) -> None:
+    facts = {"idempotency_key": KEY, "on_mismatch": OnMismatch.replace}
+    first = world.submit(3, submission_id="call-1", **facts)
+    second = world.submit(4, submission_id="call-2", **facts)
+    again = world.submit(3, submission_id="call-1", **facts)
+    assert (first.job.id, True, None) == (again.job.id, again.reused, again.cancelled)
+    assert (JobStatus.cancelled, JobStatus.preparing) == (again.job.status, world.job(second.job.id).status)
+    assert second.job.id == world.store.jobs.attach(world.tenant, KEY, None).job.id
+
+
 @pytest.mark.parametrize("reuse", [Reuse.inputs_match, Reuse.always])
 def test_twins_at_the_same_moment_get_one_job(world: World, reuse: Reuse) -> None:
     new = world.a_job(3, idempotency_key=KEY, reuse=reuse)

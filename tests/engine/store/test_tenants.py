@@ -93,6 +93,13 @@ def test_a_key_opens_its_tenant_until_it_is_revoked(world: World) -> None:
     assert None is world.store.tenants.of_key(key)
 
 
+def test_a_former_key_of_a_name_may_come_back(world: World) -> None:
+    first, second = new_key(), new_key()
+    for key, shut in ((first, second), (second, first), (first, second)):
+        world.store.tenants.add_key(key, "admin")
+        assert (MINE, None) == (world.store.tenants.of_key(key), world.store.tenants.of_key(shut))
+
+
 def test_keys_are_stored_hashed(world: World) -> None:
     key = new_key()
     world.store.tenants.add_key(key, "mine")

@@ -36,6 +36,8 @@ class Jobs:
         with self._database.write() as connection:
             cursor = cursor_of(connection, new.tenant_id)
             held = self._locked_holder(connection, new.tenant_id, new.idempotency_key)
+            if (made := self._of_submission(connection, new)) is not None:
+                return self._claimed(connection, made, cursor, reused=True)
             if held is not None and _is_reused(new, held):
                 return self._claimed(connection, held.id, cursor, reused=True)
             replaced = cancelled = None
@@ -55,10 +57,17 @@ class Jobs:
         if key is None:
             return None
         return connection.execute(
-            select(jobs.c.id, jobs.c.status, jobs.c.input_hash, jobs.c.submission_id)
+            select(jobs.c.id, jobs.c.status, jobs.c.input_hash)
             .join_from(idempotency, jobs, jobs.c.id == idempotency.c.job_id)
             .where(idempotency.c.tenant_id == tenant_id, idempotency.c.key == key)
         ).one_or_none()
+
+    def _of_submission(self, connection: Connection, new: NewJob) -> str | None:
+        """The job that this very call made before its answer was lost, also when another has taken its key since."""
+        if new.submission_id is None:
+            return None
+        query = select(jobs.c.id).where(jobs.c.tenant_id == new.tenant_id, jobs.c.submission_id == new.submission_id)
+        return connection.execute(query).scalar_one_or_none()
 
     def _insert(self, connection: Connection, new: NewJob, *, retry_of: str | None) -> str:
         job_id = new_id("job")
@@ -363,8 +372,6 @@ def _stop(
 
 def _is_reused(new: NewJob, held: SqlRow) -> bool:
     """Decide, under the key's lock, whether its job answers this submit."""
-    if new.submission_id is not None and new.submission_id == held.submission_id:
-        return True  # the same call again, its answer was lost on the way
     if new.reuse is Reuse.never:
         return False
     status = JobStatus(held.status)

@@ -132,6 +132,7 @@ jobs = Table(
     Index(None, "tenant_id", "change_number"),
     Index(None, "tenant_id", "status_number"),
     Index(None, "tenant_id", "created_at"),
+    Index(None, "tenant_id", "submission_id", unique=True),
     Index("ix_jobs_unprepared", "next_window", "rank", sqlite_where=Column("prepared").is_(False)),
 )
 

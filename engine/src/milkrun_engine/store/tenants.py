@@ -37,11 +37,13 @@ class Tenants:
                 connection.execute(insert(tenants).values(id=tenant_id, feed_id=new_id("feed")))
 
     def add_key(self, key: str, name: str, tenant_id: str = DEFAULT_TENANT) -> None:
-        """Let a key in, in the place of the tenant's former keys of that name; adding it again changes nothing."""
+        """Let a key in, in the place of the tenant's former keys of that name; one that was taken out comes back."""
         digest = key_sha256(key)
         with self._database.write() as connection:
             former = (api_keys.c.tenant_id == tenant_id, api_keys.c.name == name, api_keys.c.sha256 != digest)
             connection.execute(update(api_keys).where(*former).values(revoked_at=self._database.now))
+            mine = (api_keys.c.tenant_id == tenant_id, api_keys.c.sha256 == digest)
+            connection.execute(update(api_keys).where(*mine).values(revoked_at=None))
             if connection.execute(select(api_keys.c.id).where(api_keys.c.sha256 == digest)).first() is None:
                 now = scalar(connection, self._database.now)
                 connection.execute(

@@ -116,6 +116,9 @@ def upgrade() -> None:
         )
         batch_op.create_index(batch_op.f("ix_jobs_tenant_id_created_at"), ["tenant_id", "created_at"], unique=False)
         batch_op.create_index(
+            batch_op.f("ix_jobs_tenant_id_submission_id"), ["tenant_id", "submission_id"], unique=True
+        )
+        batch_op.create_index(
             batch_op.f("ix_jobs_tenant_id_status_number"), ["tenant_id", "status_number"], unique=False
         )
         batch_op.create_index(
