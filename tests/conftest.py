@@ -27,6 +27,14 @@ def _own_data_dir(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
     monkeypatch.setenv("MILKRUN_DATA_DIR", str(tmp_path_factory.getbasetemp() / "data"))
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where only the client is installed, the tests that need more are none of this environment's."""
+    if importlib.util.find_spec("milkrun_engine") is None:
+        others = [item for item in items if item.get_closest_marker("engine")]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in others]
+
+
 def pytest_report_header() -> list[str]:
     """Name the versions that decide what happens."""
     versions = []

@@ -42,6 +42,7 @@ def a_row(index: int, output: Any = "yes", code: str | None = None, **facts: Any
 def a_problem(status: int, code: str, **headers: str) -> httpx.Response:
     """An error as an engine renders it."""
     problem = wire.Problem(title=code, status=status, code=code, detail=f"because of {code}.", request_id="req_1")
+    headers = {"content-type": "application/problem+json", **headers}
     return httpx.Response(status, content=problem.model_dump_json(), headers=headers)
 
 
@@ -70,7 +71,7 @@ class FakeEngine:
             case "POST", "api", "jobs":
                 self.jobs.setdefault("job_1", a_job())
                 return self._answer(wire.Submitted(job=self.jobs["job_1"], claim=1, cursor="c0"), 201)
-            case "POST", "api", "jobs", "attach":
+            case "POST", "api", "jobs", "attach" if "job_1" in self.jobs:
                 return self._answer(wire.Submitted(job=self.jobs["job_1"], claim=2, cursor="c0", reused=True))
             case "GET", "api", "jobs":
                 return self._list(request.url.params)

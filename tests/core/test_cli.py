@@ -140,6 +140,42 @@ def test_results_are_shown_streamed_or_saved(milkrun: Any, engine: Any, build: A
     assert (tmp_path / "o.txt").read_bytes() == b"index\n"
 
 
+def test_names_and_keys_are_shown_as_they_are(milkrun: Any, engine: Any, build: Any) -> None:
+    """Square brackets are markup to the library that draws tables."""
+    engine.jobs["job_1"] = build.job(status="succeeded", name="[/n] [b]old")
+    engine.rows = [build.row(0, "[/x]", key="[b]ook")]
+    assert all(word in milkrun("jobs").out for word in ("[/n]", "[b]old"))
+    assert all(word in milkrun("results", "job_1").out for word in ("[b]ook", "[/x]"))
+
+
+def test_saving_says_where_in_json_too(milkrun: Any, engine: Any, build: Any, tmp_path: Path) -> None:
+    engine.jobs["job_1"] = build.job(status="succeeded")
+    engine.rows = [build.row(0)]
+    engine.exports = {"csv": b"index\n"}
+    path = str(tmp_path / "o.csv")
+    assert {"rows": 1, "path": path} == json.loads(milkrun("results", "job_1", "-o", path, "--json").out)
+
+
+def test_what_can_not_be_written_is_refused_before_the_work(milkrun: Any, engine: Any, tmp_path: Path) -> None:
+    (tmp_path / "r.csv").write_text("text\nhello\n")
+    (tmp_path / "broken.json").write_text("[")
+    (tmp_path / "list.json").write_text("[]")
+    rows = str(tmp_path / "r.csv")
+    for args in (
+        ("submit", rows, "--output", "out.docx"),
+        ("wait", "job_1", "--output", "out.docx"),
+        ("results", "job_1", "--json", "--format", "csv"),
+        ("submit", rows, "--schema", str(tmp_path / "broken.json")),
+        ("submit", rows, "--schema", str(tmp_path / "list.json")),
+    ):
+        ran = milkrun(*args)
+        assert (2, "") == (ran.code, ran.out)
+        assert all("Traceback" not in line for line in ran.err.splitlines())
+        if "--schema" in args:
+            assert f"{args[-1]} holds no JSON schema" in ran.err
+    assert engine.requests == []
+
+
 def test_other_distributions_add_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     plugin = typer.Typer()
     plugin.command("brew")(lambda: typer.echo("brewing"))

@@ -1,6 +1,8 @@
 """Both clients against a scripted engine: each test runs blocking and awaiting."""
 
+import inspect
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pydantic
 import pytest
 
 import milkrun as mr
-from milkrun import wire
+from milkrun import hashing, wire
 
 
 class Verdict(pydantic.BaseModel):
@@ -67,6 +69,82 @@ def test_a_retried_submit_is_the_same_submit(call: Any, engine: Any, build: Any)
     assert engine.sent()["idempotency_key"]
     assert engine.sent()["submission_id"]
     assert call.slept[1] == 2.0
+
+
+def test_a_file_is_not_sent_again_where_its_job_exists(call: Any, engine: Any, build: Any, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(b'"a"\n')
+    engine.jobs["job_1"] = build.job()
+    options = {"idempotency_key": "k", "prompt": "Say {text}"}
+    submitted = call.method("submit", str(tmp_path / "rows.jsonl"), **options)
+    assert ["/api/jobs/attach"] == engine.paths
+    spec = wire.JobSpec(prompt="Say {text}")
+    assert engine.sent()["input_hash"] == hashing.input_hash(spec, hashing.rows_sha256(["a"]))
+    assert (submitted.claim, submitted.reused) == (2, True)
+
+
+@pytest.mark.parametrize("status", ["failed", "cancelled", "expired", None])
+def test_a_file_is_sent_where_its_job_would_not_answer(
+    call: Any, engine: Any, build: Any, tmp_path: Path, status: str | None
+) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(b'"a"\n')
+    if status is not None:
+        engine.jobs["job_1"] = build.job(status=status)
+    call.method("submit", str(tmp_path / "rows.jsonl"), idempotency_key="k")
+    assert ["/api/jobs/attach", "/api/files", "/api/jobs"] == engine.paths
+
+
+def test_a_file_without_a_key_of_the_callers_own_is_sent_at_once(call: Any, engine: Any, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(b'"a"\n')
+    call.method("submit", str(tmp_path / "rows.jsonl"))
+    call.method("submit", str(tmp_path / "rows.jsonl"), idempotency_key="k", reuse="never")
+    assert "/api/jobs/attach" not in engine.paths
+
+
+def test_a_submit_without_an_answer_says_how_to_go_on(call: Any, engine: Any) -> None:
+    engine.faults = [httpx.ReadTimeout("late") for _ in range(9)]
+    with pytest.raises(mr.RequestTimeout, match=r"look at jobs\(\) first"):
+        call.method("infer", ["a"])
+
+
+def test_progress_is_told_to_a_function_or_a_coroutine_function(call: Any, engine: Any, build: Any) -> None:
+    engine.jobs["job_1"] = build.job(status="succeeded")
+    told: list[str] = []
+
+    async def tell(job: mr.Job) -> None:
+        told.append(job.id)
+
+    call.method("wait", "job_1", on_progress=lambda job: told.append(job.id))
+    if isinstance(call.client, mr.AsyncMilkrun):
+        call.method("wait", "job_1", on_progress=tell)
+        assert told == ["job_1"] * 2
+    else:
+        with pytest.raises(TypeError, match="plain one"):
+            call.method("wait", "job_1", on_progress=tell)
+
+
+def test_hosts_can_tell_which_methods_are_awaited() -> None:
+    for name in ("infer", "submit", "embed"):
+        assert inspect.iscoroutinefunction(getattr(mr.AsyncMilkrun, name))
+        assert not inspect.iscoroutinefunction(getattr(mr.Milkrun, name))
+
+
+def test_a_forked_child_talks_on_connections_of_its_own() -> None:
+    with mr.Milkrun("http://engine.test") as client:
+        parents = client._driver.http
+        reader, writer = os.pipe()
+        if (child := os.fork()) == 0:
+            os.write(writer, b"other" if client._driver.http is not parents else b"same")
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert os.read(reader, 10) == b"other"
+        assert parents is client._driver.http
+        os.close(reader)
+        os.close(writer)
+
+
+def test_a_job_of_a_kind_that_only_a_newer_engine_knows_is_read(call: Any, engine: Any, build: Any) -> None:
+    engine.jobs["job_1"] = build.job(kind="score")
+    assert ("score", mr.JobKind.embed) == (call.method("job", "job_1").kind, build.job(kind="embed").kind)
 
 
 def test_two_submits_without_a_key_are_two_jobs(call: Any, engine: Any) -> None:

@@ -72,3 +72,28 @@ def test_the_key_is_masked_everywhere() -> None:
     with mr.Milkrun("http://engine.test", "secret-key") as client:
         seen = f"{client!r} {client.settings!r} {client._link!r} {client._link.locate()!r}"
     assert "secret-key" not in seen
+
+
+def test_a_key_from_a_mounted_file_loses_its_newline() -> None:
+    with mr.Milkrun("http://engine.test", "secret-key\n") as client:
+        assert client.settings.api_key == "secret-key"
+
+
+@pytest.mark.parametrize("key", ["secret\nkey", "secret-kéy", "secret\0key"])
+def test_a_key_that_no_header_takes_is_refused_unquoted(key: str) -> None:
+    with pytest.raises(ValueError, match="API key") as caught:
+        mr.Milkrun("http://engine.test", key)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_request_that_could_not_be_written_is_not_quoted() -> None:
+    outcome = httpx.LocalProtocolError(
+        "Illegal header value b'Bearer secret'", request=httpx.Request("GET", "http://x")
+    )
+    assert "secret" not in str(_requests.failure(outcome, CALL))
+
+
+@pytest.mark.parametrize("url", ["localhost:8787", "http://", "http://localhost:abc", "ftp://engine.test"])
+def test_an_address_that_is_none_is_told_at_once(url: str) -> None:
+    with pytest.raises(ValueError, match="MILKRUN_URL"):
+        mr.Milkrun(url)

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from milkrun import hashing
+
 pytestmark = pytest.mark.engine
 
 
@@ -31,6 +33,8 @@ def series() -> dict[str, Any]:
 
     return {
         "pandas": pd.Series(["a", np.nan]),
+        "pandas-string": pd.Series(["a", None], dtype="string"),
+        "pandas-na": pd.Series(["a", pd.NA], dtype=object),
         "polars": pl.Series(["a", None]),
         "pyarrow": pa.chunked_array([["a", None]]),
     }
@@ -46,10 +50,45 @@ def test_a_table_is_sent_as_parquet(call: Any, engine: Any, library: str) -> Non
     assert sent.to_pydict() == {"id": [1, 2], "text": ["a\u2028b", None]}
 
 
-@pytest.mark.parametrize("library", ["pandas", "polars", "pyarrow"])
+def test_a_table_counts_as_its_rows_whoever_wrote_the_file(call: Any, engine: Any) -> None:
+    import pandas as pd
+
+    noted = tables()["pandas"]
+    noted.attrs = {"made_by": "another version"}
+    typed = pd.DataFrame({"id": [1, 2], "text": pd.Series(["a\u2028b", None], dtype=object)})
+    for table in [*tables().values(), noted, typed]:
+        call.method("infer", table, column="text")
+    hashes = {engine.sent(n)["input"]["rows_sha256"] for n in range(1, len(engine.requests), 2)}
+    assert hashes == {hashing.rows_sha256([{"id": 1, "text": "a\u2028b"}, {"id": 2, "text": None}])}
+
+
+def test_values_that_json_has_not_count_as_well(call: Any, engine: Any) -> None:
+    import datetime as dt
+    import decimal
+
+    import polars as pl
+
+    for day in (1, 1, 2):
+        values = {"at": [dt.date(2026, 1, day)], "price": [decimal.Decimal("1.50")], "raw": [b"\xff"]}
+        call.method("infer", pl.DataFrame(values))
+    first, again, other = (engine.sent(n)["input"]["rows_sha256"] for n in (1, 3, 5))
+    assert first == again != other
+
+
+@pytest.mark.parametrize("library", ["pandas", "pandas-string", "pandas-na", "polars", "pyarrow"])
 def test_a_column_is_a_list_of_texts(call: Any, engine: Any, library: str) -> None:
     call.method("infer", series()[library])
     assert engine.sent()["rows"] == ["a", None]
+
+
+def test_a_column_of_chats_is_a_list_of_rows(call: Any, engine: Any) -> None:
+    import pandas as pd
+    import polars as pl
+
+    chats = [[{"role": "user", "content": "hi"}], [{"role": "user", "content": "ho"}]]
+    for column in (pl.Series(chats), pd.Series(chats)):
+        call.method("infer", column)
+        assert chats == engine.sent()["rows"]
 
 
 def test_a_lazy_frame_is_refused_with_advice(call: Any) -> None:
@@ -71,7 +110,8 @@ def test_results_become_a_frame(call: Any, engine: Any, build: Any, tmp_path: Pa
     frame = call({"pandas": results.to_pandas, "polars": results.to_polars, "pyarrow": results.to_arrow}[library])
     assert type(frame).__module__.startswith(library)
     assert len(frame) == 2, "as many rows as when the results were asked for"
-    assert frame["output"][0] == "x" if library != "pyarrow" else frame["output"][0].as_py()
+    first = frame["output"][0]
+    assert "x" == (first.as_py() if library == "pyarrow" else first)
 
 
 @pytest.mark.parametrize("library", ["pandas", "polars", "pyarrow"])

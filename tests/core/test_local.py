@@ -27,6 +27,8 @@ with (data_dir / "starts").open("a") as file:
 if os.environ.get("STAND_IN") == "broken":
     print("first line")
     sys.exit("no model could be found")
+if os.environ.get("STAND_IN") == "in use twice" and len((data_dir / "starts").read_text().splitlines()) < 3:
+    sys.exit(75)
 me = f"i-{os.getpid()}"
 
 class Handler(BaseHTTPRequestHandler):
@@ -112,6 +114,13 @@ def test_an_engine_that_ends_while_starting_shows_its_last_words(
     monkeypatch.setenv("STAND_IN", "broken")
     with pytest.raises(mr.LocalEngineError, match=r"exit code 1\)(.|\n)*first line(.|\n)*no model could be found"):
         local.ensure(data_dir)
+
+
+def test_an_engine_that_is_just_stopping_is_waited_for(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another engine holds the directory and does not answer: it is asked for until it has gone."""
+    monkeypatch.setenv("STAND_IN", "in use twice")
+    engine = local.ensure(data_dir)
+    assert (3, engine) == (len(starts(data_dir)), local.find(data_dir))
 
 
 def test_an_engine_that_never_answers_is_stopped(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

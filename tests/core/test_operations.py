@@ -87,9 +87,52 @@ def test_an_engine_that_stays_away_ends_the_wait_at_its_time(link: Link, clock: 
     assert isinstance(operation.throw(httpx.ConnectError("refused", request=poll.request)), Sleep)
     clock.now += 4.9
     again = operation.send(None)
+    last = operation.throw(httpx.ConnectError("refused", request=again.request))
+    assert last.seconds == pytest.approx(0.1), "to the end of its time and no further"
+    clock.now += 0.1
+    again = operation.send(None)
     with pytest.raises(mr.WaitTimeout) as caught:
         operation.throw(httpx.ConnectError("refused", request=again.request))
     assert isinstance(caught.value.__cause__, mr.ConnectError)
+
+
+def test_a_slow_failure_is_tried_again(link: Link, clock: Clock, build: Any) -> None:
+    """The time that a try took does not count: a read that hung for a minute deserves another try."""
+    operation = _operations.job(link, "job_1")
+    first = next(operation)
+    clock.now += 60
+    assert isinstance(operation.throw(httpx.ReadTimeout("late", request=first.request)), Sleep)
+    again = operation.send(None)
+    clock.now += 60
+    with pytest.raises(mr.RequestTimeout, match="did not answer in time"):
+        operation.throw(httpx.ReadTimeout("late", request=again.request))
+
+
+def test_a_wait_knows_of_an_end_whose_details_it_could_not_read(link: Link, clock: Clock, build: Any) -> None:
+    operation = _waiting.wait(link, "job_1", timeout=5, on_progress=None)
+    next(operation)
+    operation.send(answer(wire.Changes(jobs=[], cursor="c1")))
+    operation.send(answer(build.job()))
+    ended = build.job(status="succeeded")
+    read = operation.send(answer(wire.Changes(jobs=[ended], cursor="c2")))
+    clock.now += 5
+    with pytest.raises(StopIteration) as stop:
+        operation.throw(httpx.ConnectError("refused", request=read.request))
+    assert ended == stop.value.value
+
+
+def test_the_last_try_of_a_wait_is_as_short_as_what_is_left(link: Link, clock: Clock, build: Any) -> None:
+    operation = _waiting.wait(link, "job_1", timeout=5, on_progress=None)
+    subscribe = next(operation)
+    clock.now += 4
+    read = operation.send(answer(wire.Changes(jobs=[], cursor="c1")))
+    timeouts = [send.request.extensions["timeout"] for send in (subscribe, read)]
+    assert [(8.0, 8.0), (4.0, 4.0)] == [(timeout["connect"], timeout["read"]) for timeout in timeouts]
+
+
+def test_one_text_is_no_list_of_jobs(link: Link) -> None:
+    with pytest.raises(TypeError, match="job_1"):
+        next(_waiting.as_ended(link, "job_1", timeout=None))
 
 
 def test_a_lost_cursor_begins_anew(link: Link, build: Any) -> None:

@@ -25,6 +25,20 @@ def test_the_server_is_obeyed_first() -> None:
     assert pause(Policy(), 1, 25, response) is None, "not within what is left of the 30 seconds"
 
 
+def test_a_server_that_asks_for_no_pause_gets_one_all_the_same() -> None:
+    response = httpx.Response(503, headers={"retry-after": "0"})
+    assert pause(Policy(), 3, 0, response, jitter=lambda: 1.0) == 2.0
+
+
+def test_a_proxys_404_passes_where_an_engine_was_seen() -> None:
+    page, ours = (
+        httpx.Response(404, headers={"content-type": kind}) for kind in ("text/html", "application/problem+json")
+    )
+    assert pause(_retry.PATIENT, 1, 0, page) is not None
+    assert pause(_retry.PATIENT, 1, 0, ours) is None
+    assert pause(_retry.QUICK, 1, 0, page) is None
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [("3", 3.0), ("-1", 0.0), ("Fri, 02 Jan 2026 00:00:09 GMT", 9.0), ("soon", None), ("", None)],

@@ -17,7 +17,7 @@ from milkrun._options import DEFAULTS, SubmitOptions
 from milkrun._waiting import Progress
 from milkrun.exceptions import LocalEngineError
 from milkrun.settings import Settings
-from milkrun.status import FeedEvents, JobStatus
+from milkrun.status import FeedEvents, JobStatus, Reuse
 
 _SPEC = ("kind", "model", "system_prompt", "key_column")
 _REQUEST = ("reuse", "on_mismatch", "name", "description", "external_url")
@@ -83,8 +83,9 @@ class BaseClient:
                 where = ".".join(str(part) for part in first["loc"]).replace("priority", "job_priority")
                 raise ValueError(f"{where}: {first['msg']}" if where else first["msg"]) from None
 
-        request(rows=[])
-        return _operations.submit(self._link, rows, request, schema)
+        checked = request(rows=[])
+        may_exist = "idempotency_key" in given and checked.reuse is not Reuse.never
+        return _operations.submit(self._link, rows, request, schema, may_exist=may_exist)
 
     def _results(self, job_id: str) -> Operation[tuple[wire.Job, int]]:
         job = yield from _operations.job(self._link, job_id)

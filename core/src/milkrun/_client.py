@@ -42,7 +42,7 @@ class Milkrun(BaseClient):
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         super().__init__(url, api_key, local, data_dir)
-        self._driver = Blocking(httpx.Client(transport=transport, mounts=dict.fromkeys(_LOOPBACK)))
+        self._driver = Blocking(lambda: httpx.Client(transport=transport, mounts=dict.fromkeys(_LOOPBACK)))
 
     def __enter__(self) -> Self:
         return self
@@ -210,7 +210,7 @@ class AsyncMilkrun(BaseClient):
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         super().__init__(url, api_key, local, data_dir)
-        self._driver = Awaiting(httpx.AsyncClient(transport=transport, mounts=dict.fromkeys(_LOOPBACK)))
+        self._driver = Awaiting(lambda: httpx.AsyncClient(transport=transport, mounts=dict.fromkeys(_LOOPBACK)))
 
     async def __aenter__(self) -> Self:
         return self

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from milkrun import outcome
+from milkrun import _outputs, outcome
 from milkrun._bar import Bar
 from milkrun._client import Milkrun
 from milkrun._results import Results
@@ -90,9 +90,11 @@ def submit(
     """Submit a file of rows; print the job's id. --output waits and saves the results."""
     if choices is not None and schema is not None:
         raise typer.BadParameter("give --choices or --schema, not both")
+    if output is not None:
+        _outputs.format_of(output)  # before the work, not after it
     output_schema: Any = [each.strip() for each in choices.split(",")] if choices is not None else None
     if schema is not None:
-        output_schema = OutputSchema(json_schema=json.loads(schema.read_bytes()))
+        output_schema = _read_schema(schema)
     with Milkrun(**context.obj) as client:
         submitted = client.submit(
             _stdin_rows() if file == "-" else file,
@@ -142,7 +144,11 @@ def results(
     form: Annotated[ResultFormat | None, typer.Option("--format", help="Else by the file's suffix.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show a job's first rows; or write all that are readable, to a file or (--format, --json) to stdout."""
+    """
+    Show a job's first rows; or write all that are readable to a file, or to stdout (--format; --json is JSON Lines).
+    """
+    if as_json and output is None and form not in (None, ResultFormat.jsonl):
+        raise typer.BadParameter(f"--json writes JSON Lines; leave it out to get {form}")
     with Milkrun(**context.obj) as client:
         found = client.results(job_id)
         if output is not None:
@@ -176,7 +182,8 @@ def jobs(
         total = "?" if job.rows_total is None else f"{job.rows_total:,}"
         rows = f"{job.rows_done:,}/{total}"
         created = f"{job.created_at.astimezone():%Y-%m-%d %H:%M:%S}"
-        table.add_row(job.id, job.status.value, rows, str(job.rows_failed), job.model, job.name or "", created)
+        plain = (job.id, job.status.value, rows, str(job.rows_failed), job.model, job.name or "", created)
+        table.add_row(*map(escape, plain))
     Console().print(table)
 
 
@@ -194,20 +201,20 @@ def cancel(
 
 
 def _finish(client: Milkrun, job_id: str, timeout: float | None, output: Path | None, *, as_json: bool) -> None:
+    if output is not None:
+        _outputs.format_of(output)
     with Bar(_err) as bar:
         job = client.wait(job_id, timeout, bar.show)
     _print(job, _facts(job), as_json=as_json)
     outcome.check(job)
     if output is not None:
-        _save(client.results(job_id), output, None, as_json=True)
+        path = client.results(job_id).save(output)
+        _err.print(f"{job.rows_total:,} rows in {path}", soft_wrap=True, highlight=False)
 
 
 def _save(found: Results, output: Path, form: ResultFormat | None, *, as_json: bool) -> None:
     path = found.save(output, format=form)
-    if as_json:
-        _err.print(f"{len(found):,} rows in {path}", soft_wrap=True, highlight=False)
-    else:
-        typer.echo(f"{len(found):,} rows in {path}")
+    typer.echo(json.dumps({"rows": len(found), "path": str(path)}) if as_json else f"{len(found):,} rows in {path}")
 
 
 def _show_rows(found: Results) -> None:
@@ -217,7 +224,7 @@ def _show_rows(found: Results) -> None:
             break
         answer = row.text if row.text is not None or row.error else json.dumps(row.output)[:60]
         error = f"{row.error.code}: {row.error.message}" if row.error else ""
-        table.add_row(str(row.index), row.key or "", escape(answer or ""), escape(error))
+        table.add_row(str(row.index), *map(escape, (row.key or "", answer or "", error)))
     Console().print(table)
     _err.print(f"{len(found):,} rows readable, job {found.job.status.value}; --output FILE writes them all")
 
@@ -230,6 +237,13 @@ def _stdin_rows() -> Iterator[Any]:
                 yield json.loads(line)
             except ValueError as error:
                 raise ValueError(f"line {number} of the input is no JSON: {error}") from None
+
+
+def _read_schema(path: Path) -> OutputSchema:
+    try:
+        return OutputSchema(json_schema=json.loads(path.read_bytes()))
+    except ValueError as error:  # also pydantic's
+        raise ValueError(f"{path} holds no JSON schema (a JSON object)") from error
 
 
 def _labels(pairs: list[str] | None) -> dict[str, str]:

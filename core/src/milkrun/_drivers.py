@@ -7,11 +7,14 @@ effect and is resumed with the effect's answer, or has the effect's exception th
 - `Send` is answered with the response; its body has been read, or written to `into`;
 - `Sleep` is answered with None, later;
 - `Perform` is answered with what the function returns; the awaiting driver runs it in a thread;
+- `Tell` calls a function of the user's; the awaiting driver awaits it if it is a coroutine function;
 - `Emit` hands a value to whoever iterates the operation.
 
 A test steps operations by hand, or gives a driver a `sleep` that takes no time.
 """
 
+import inspect
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from dataclasses import dataclass
@@ -22,6 +25,7 @@ import anyio.to_thread
 import httpx
 
 T = TypeVar("T")
+H = TypeVar("H")
 _CHUNK = 1 << 20
 
 
@@ -48,13 +52,21 @@ class Perform:
 
 
 @dataclass(frozen=True, slots=True)
+class Tell:
+    """Call a function of the user's."""
+
+    function: Callable[[Any], object]
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
 class Emit(Generic[T]):
     """Hand a value to the caller."""
 
     value: T
 
 
-Effect: TypeAlias = Send | Sleep | Perform
+Effect: TypeAlias = Send | Sleep | Perform | Tell
 Operation: TypeAlias = Generator[Effect, Any, T]
 Stream: TypeAlias = Generator[Effect | Emit[T], Any, None]
 
@@ -72,11 +84,27 @@ def _resume(operation: Generator[Any, Any, Any], outcome: Any) -> Any:
         return _Finished(stop.value)
 
 
-class Blocking:
+class _Connections(Generic[H]):
+    """An HTTP client of this process: a forked child must not talk on its parent's connections."""
+
+    def __init__(self, connect: Callable[[], H]) -> None:
+        self._connect = connect
+        self._http = connect()
+        self._pid = os.getpid()
+
+    @property
+    def http(self) -> H:
+        """The client, made anew after a fork."""
+        if self._pid != os.getpid():
+            self._http, self._pid = self._connect(), os.getpid()
+        return self._http
+
+
+class Blocking(_Connections[httpx.Client]):
     """Performs operations in the calling thread."""
 
-    def __init__(self, http: httpx.Client, sleep: Callable[[float], object] = time.sleep) -> None:
-        self.http = http
+    def __init__(self, connect: Callable[[], httpx.Client], sleep: Callable[[float], object] = time.sleep) -> None:
+        super().__init__(connect)
         self.sleep = sleep
 
     def run(self, operation: Operation[T]) -> T:
@@ -112,6 +140,8 @@ class Blocking:
                     return None
                 case Perform(function):
                     return function()
+                case Tell(function, value):
+                    return _refuse_awaitable(function(value))
         except Exception as error:
             return error
 
@@ -128,11 +158,20 @@ class Blocking:
         return response
 
 
-class Awaiting:
+def _refuse_awaitable(answer: object) -> object:
+    if inspect.iscoroutine(answer):
+        answer.close()
+        raise TypeError("on_progress is a coroutine function; the blocking client takes a plain one")
+    return answer
+
+
+class Awaiting(_Connections[httpx.AsyncClient]):
     """Performs operations in the calling task; blocks nobody else."""
 
-    def __init__(self, http: httpx.AsyncClient, sleep: Callable[[float], Awaitable[object]] = anyio.sleep) -> None:
-        self.http = http
+    def __init__(
+        self, connect: Callable[[], httpx.AsyncClient], sleep: Callable[[float], Awaitable[object]] = anyio.sleep
+    ) -> None:
+        super().__init__(connect)
         self.sleep = sleep
 
     async def run(self, operation: Operation[T]) -> T:
@@ -168,6 +207,9 @@ class Awaiting:
                     return None
                 case Perform(function):
                     return await anyio.to_thread.run_sync(function)
+                case Tell(function, value):
+                    answer = function(value)
+                    return await answer if inspect.isawaitable(answer) else answer
         except Exception as error:
             return error
 

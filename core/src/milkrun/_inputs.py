@@ -6,15 +6,16 @@ file that is streamed. Nothing is held in memory twice: rows are spooled to a te
 files go as they are.
 """
 
+import hashlib
 import io
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Self
 
-from milkrun.hashing import row_line
+from milkrun.hashing import row_line, rows_sha256
 from milkrun.status import InputFormat
 from milkrun.wire import MAX_INLINE_BYTES
 
@@ -40,11 +41,23 @@ class Prepared:
     file: IO[bytes] | None = None
     size: int = 0
     format: InputFormat = InputFormat.jsonl
+    rows_sha256: str | None = None  #: of a table's rows, whose file depends on the library that wrote it
 
     @classmethod
-    def of_file(cls, file: IO[bytes], kind: InputFormat) -> Self:
+    def of_file(cls, file: IO[bytes], kind: InputFormat, rows_sha256: str | None = None) -> Self:
         """Take a file that is complete and open for reading."""
-        return cls(file=file, size=file.seek(0, io.SEEK_END), format=kind)
+        return cls(file=file, size=file.seek(0, io.SEEK_END), format=kind, rows_sha256=rows_sha256)
+
+    def sha256(self) -> str:
+        """Hash what the file counts as. Blocking."""
+        if self.rows_sha256 is not None:
+            return self.rows_sha256
+        assert self.file is not None
+        self.file.seek(0)
+        digest = hashlib.sha256()
+        while data := self.file.read(1 << 20):
+            digest.update(data)
+        return digest.hexdigest()
 
     def close(self) -> None:
         """Let the file go; a temporary one is deleted."""
@@ -127,8 +140,10 @@ def _prepare_rows(rows: Iterable[Any]) -> Prepared:
 
 def _prepare_table(table: Any) -> Prepared:
     match type(table).__name__:
+        case "Series" if type(table).__module__.startswith("polars"):
+            return _prepare_rows(table.to_list())
         case "Series":
-            return _prepare_rows(None if value != value else value for value in table)  # noqa: PLR0124 - NaN alone differs
+            return _prepare_rows(table.astype(object).where(table.notna(), None))
         case "Array" | "ChunkedArray" | "StringArray" | "LargeStringArray":
             return _prepare_rows(table.to_pylist())
         case "DataFrame" | "Table" | "RecordBatch":
@@ -139,15 +154,18 @@ def _prepare_table(table: Any) -> Prepared:
     try:
         if type(table).__module__.startswith("polars"):
             table.write_parquet(file, row_group_size=_ROW_GROUP)
+            slices: Iterable[list[dict[str, Any]]] = (part.to_dicts() for part in table.iter_slices(_ROW_GROUP))
         else:
-            _write_arrow(table, file)
+            slices = _write_arrow(table, file)
+        digest = rows_sha256(row for part in slices for row in part)
     except BaseException:
         file.close()
         raise
-    return Prepared.of_file(file, InputFormat.parquet)
+    return Prepared.of_file(file, InputFormat.parquet, digest)
 
 
-def _write_arrow(table: Any, file: IO[bytes]) -> None:
+def _write_arrow(table: Any, file: IO[bytes]) -> Iterator[list[dict[str, Any]]]:
+    """Write a Parquet file; return the rows, slice by slice."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -158,3 +176,4 @@ def _write_arrow(table: Any, file: IO[bytes]) -> None:
     elif not isinstance(table, pa.Table):
         table = pa.Table.from_pandas(table, preserve_index=False)
     pq.write_table(table, file, row_group_size=_ROW_GROUP)
+    return (batch.to_pylist() for batch in table.to_batches(max_chunksize=_ROW_GROUP))

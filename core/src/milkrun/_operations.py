@@ -14,12 +14,13 @@ from uuid import uuid4
 
 import httpx
 
-from milkrun import _inputs, _requests, _retry, local, wire
+from milkrun import _inputs, _requests, _retry, hashing, local, wire
 from milkrun._drivers import Emit, Operation, Perform, Send, Sleep, Stream
+from milkrun._inputs import Prepared
 from milkrun._requests import Call, Endpoint
-from milkrun.exceptions import UnexpectedResponse
+from milkrun.exceptions import Conflict, NotFound, UnexpectedResponse
 from milkrun.settings import Settings
-from milkrun.status import FeedEvents, JobStatus, ResultFormat
+from milkrun.status import TERMINAL, FeedEvents, JobStatus, ResultFormat, Reuse
 
 T = TypeVar("T")
 PAGE_JOBS = 100
@@ -53,15 +54,21 @@ def perform(function: Callable[[], T]) -> Operation[T]:
 
 
 def exchange(
-    link: Link, call: Call, *, policy: _retry.Policy = _retry.QUICK, into: IO[bytes] | None = None
+    link: Link,
+    call: Call,
+    *,
+    policy: _retry.Policy = _retry.QUICK,
+    into: IO[bytes] | None = None,
+    deadline: float | None = None,
 ) -> Operation[httpx.Response]:
     """
-    Get a successful answer, retrying what may pass.
+    Get a successful answer, retrying what may pass, until the deadline if there is one (on the link's clock).
 
     Raises:
         MilkrunError: the one for what came instead.
     """
-    started, attempt, moved = link.clock(), 0, False
+    failed_at: float | None = None
+    attempt, moved = 0, False
     while True:
         endpoint = link.endpoint
         if endpoint is None:
@@ -72,7 +79,8 @@ def exchange(
         cause: httpx.TransportError | None = None
         answer: httpx.Response | httpx.TransportError
         try:
-            answer = yield Send(call.build(endpoint), into)
+            left = None if deadline is None else max(0.0, deadline - link.clock())
+            answer = yield Send(call.build(endpoint, left), into)
         except httpx.TransportError as error:
             answer = cause = error
         if isinstance(answer, httpx.Response) and answer.is_success:
@@ -81,10 +89,12 @@ def exchange(
             moved, link.endpoint = True, None
             continue
         attempt += 1
-        pause = _retry.pause(policy, attempt, link.clock() - started, answer)
-        if pause is None:
+        now = link.clock()
+        failed_at = now if failed_at is None else failed_at
+        pause = _retry.pause(policy, attempt, now - failed_at, answer)
+        if pause is None or (deadline is not None and now >= deadline):
             raise _requests.failure(answer, call) from cause
-        yield Sleep(pause)
+        yield Sleep(pause if deadline is None else min(pause, deadline - now))
 
 
 def _has_gone(answer: httpx.Response | httpx.TransportError) -> bool:
@@ -92,13 +102,21 @@ def _has_gone(answer: httpx.Response | httpx.TransportError) -> bool:
     return isinstance(answer, httpx.ConnectError) or (isinstance(answer, httpx.Response) and answer.status_code == 401)
 
 
-def submit(link: Link, rows: Any, request: Callable[..., wire.SubmitRequest], schema: Any) -> Operation[wire.Submitted]:
-    """Send rows (inline or as a file) and the request around them."""
+def submit(
+    link: Link, rows: Any, request: Callable[..., wire.SubmitRequest], schema: Any, *, may_exist: bool
+) -> Operation[wire.Submitted]:
+    """
+    Send rows (inline or as a file) and the request around them.
+
+    Where the job `may_exist`, because the caller chose its key, a file is sent only if it does not.
+    """
     prepared = yield from perform(lambda: _inputs.prepare(rows))
     try:
         if prepared.file is None:
             call = _requests.submit(request(rows=[]), prepared.lines or [])
         else:
+            if may_exist and (found := (yield from _existing(link, prepared, request(rows=[])))):
+                return _remembering(link, found, schema)
             body = _requests.FileBody(prepared.file, prepared.size)
             answer = yield from exchange(link, _requests.upload(body, prepared.format))
             uploaded = _requests.read(wire.InputFile, answer)
@@ -106,10 +124,27 @@ def submit(link: Link, rows: Any, request: Callable[..., wire.SubmitRequest], sc
                 raise UnexpectedResponse(
                     "The input arrived with other bytes than were sent; nothing was submitted. Try again."
                 )
-            call = _requests.submit(request(input=wire.InputRef(file_id=uploaded.id)), None)
+            source = wire.InputRef(file_id=uploaded.id, rows_sha256=prepared.rows_sha256)
+            call = _requests.submit(request(input=source), None)
     finally:
         prepared.close()
-    submitted = _requests.read(wire.Submitted, (yield from exchange(link, call)))
+    return _remembering(link, _requests.read(wire.Submitted, (yield from exchange(link, call))), schema)
+
+
+def _existing(link: Link, prepared: Prepared, request: wire.SubmitRequest) -> Operation[wire.Submitted | None]:
+    """Find the job that the engine would answer the submit with, if there is one."""
+    assert request.idempotency_key is not None
+    inputs: str | None = None
+    if request.reuse is Reuse.inputs_match:
+        inputs = hashing.input_hash(request.spec, (yield from perform(prepared.sha256)))
+    try:
+        found = yield from attach(link, wire.AttachRequest(idempotency_key=request.idempotency_key, input_hash=inputs))
+    except (NotFound, Conflict):
+        return None
+    return found if found.job.status not in TERMINAL or found.job.status is JobStatus.succeeded else None
+
+
+def _remembering(link: Link, submitted: wire.Submitted, schema: Any) -> wire.Submitted:
     if schema is not None:
         link.schemas[submitted.job.id] = schema
     return submitted
@@ -120,9 +155,12 @@ def attach(link: Link, request: wire.AttachRequest) -> Operation[wire.Submitted]
     return _requests.read(wire.Submitted, (yield from exchange(link, _requests.attach(request))))
 
 
-def job(link: Link, job_id: str, *, policy: _retry.Policy = _retry.QUICK) -> Operation[wire.Job]:
+def job(
+    link: Link, job_id: str, *, policy: _retry.Policy = _retry.QUICK, deadline: float | None = None
+) -> Operation[wire.Job]:
     """Read one job."""
-    return _requests.read(wire.Job, (yield from exchange(link, _requests.get_job(job_id), policy=policy)))
+    answer = yield from exchange(link, _requests.get_job(job_id), policy=policy, deadline=deadline)
+    return _requests.read(wire.Job, answer)
 
 
 def jobs(
@@ -166,10 +204,11 @@ def changes(
     labels: Mapping[str, str] | None = None,
     limit: int | None = None,
     policy: _retry.Policy = _retry.QUICK,
+    deadline: float | None = None,
 ) -> Operation[wire.Changes]:
     """Read the change feed once."""
     call = _requests.changes(after=after, wait_seconds=wait, on=on, limit=limit, labels=labels)
-    return _requests.read(wire.Changes, (yield from exchange(link, call, policy=policy)))
+    return _requests.read(wire.Changes, (yield from exchange(link, call, policy=policy, deadline=deadline)))
 
 
 def page(link: Link, job_id: str, *, after: int, limit: int) -> Operation[dict[str, Any]]:

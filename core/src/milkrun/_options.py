@@ -6,7 +6,7 @@ import difflib
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypedDict, TypeVar, get_type_hints
+from typing import Any, TypedDict, TypeVar, cast, get_type_hints
 
 from milkrun.status import JobKind, OnMismatch, Reuse
 
@@ -58,13 +58,21 @@ def spelled_out(method: F) -> F:
     signature = inspect.signature(method)
     plain = [entry for entry in signature.parameters.values() if entry.kind is not inspect.Parameter.VAR_KEYWORD]
 
+    names = [*known, *(entry.name for entry in plain)]
+
     @functools.wraps(method)
-    def checked(*args: Any, **given: Any) -> Any:
-        refuse_unknown(given, [*known, *(entry.name for entry in plain)], method.__name__)
+    def blocking(*args: Any, **given: Any) -> Any:
+        refuse_unknown(given, names, method.__name__)
         return method(*args, **given)
 
-    checked.__signature__ = signature.replace(parameters=[*plain, *options])  # type: ignore[attr-defined]
-    return checked  # type: ignore[return-value]
+    @functools.wraps(method)
+    async def awaiting(*args: Any, **given: Any) -> Any:
+        refuse_unknown(given, names, method.__name__)
+        return await method(*args, **given)
+
+    checked: Any = awaiting if inspect.iscoroutinefunction(method) else blocking
+    checked.__signature__ = signature.replace(parameters=[*plain, *options])
+    return cast(F, checked)
 
 
 def refuse_unknown(given: Iterable[str], known: list[str], function: str) -> None:

@@ -7,7 +7,7 @@ inside the function that needs them.
 
 import importlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from milkrun.status import ResultFormat, RowStatus
 from milkrun.wire import Usage
 
 _SUFFIXES = {f".{kind}": kind for kind in ResultFormat}
+_PLAIN = "input"  # the column of rows that have no columns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +114,6 @@ def format_of(path: Path) -> ResultFormat:
 
 def frame(library: str, path: Path, count: int) -> Any:
     """Read the first `count` rows of an exported Parquet file as a table of a library: polars, pandas or pyarrow."""
-    need(library)
     if library == "polars":
         return need("polars").read_parquet(path).head(count)
     table = need("pyarrow.parquet").read_table(path).slice(0, count)
@@ -131,7 +131,7 @@ def need(module: str) -> Any:
 
 def join(table: Any, rows: Sequence[ResultRow], prefix: str) -> Any:
     """
-    Set the results beside the caller's rows, by row index.
+    Set the results beside the caller's rows, by row index; a plain text or list of messages becomes the column `input`.
 
     Raises:
         ValueError: the table has another length, or already has a column of a new one's name.
@@ -144,10 +144,11 @@ def join(table: Any, rows: Sequence[ResultRow], prefix: str) -> Any:
     added = {f"{prefix}{name}": values for name, values in _columns(rows).items()}
     library = type(table).__module__.partition(".")[0]
     if library not in ("pandas", "polars", "pyarrow"):
-        _refuse_taken(added, (name for row in table for name in row))
+        named = [row if isinstance(row, Mapping) else {_PLAIN: row} for row in table]
+        _refuse_taken(added, (name for row in named for name in row))
         return [
             {**row, **dict(zip(added, values, strict=True))}
-            for row, *values in zip(table, *added.values(), strict=True)
+            for row, *values in zip(named, *added.values(), strict=True)
         ]
     _refuse_taken(added, table.column_names if library == "pyarrow" else table.columns)
     if library == "pandas":

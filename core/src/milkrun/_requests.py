@@ -21,6 +21,7 @@ from milkrun.status import FeedEvents, InputFormat, JobStatus, ResultFormat
 
 USER_AGENT = f"milkrun/{version('milkrun')}"
 _CHUNK = 1 << 20
+_GRACE_SECONDS = 3.0  # an answer that is on its way when a caller's time is over is still worth having
 _ERRORS: Mapping[int, type[exceptions.ResponseError]] = {
     400: exceptions.InvalidRequest,
     401: exceptions.AuthenticationError,
@@ -90,8 +91,8 @@ class Call:
     about: str | None = None  #: the job it is about, for messages
     read_seconds: float = 60.0  #: how long the engine may stay silent
 
-    def build(self, endpoint: Endpoint) -> httpx.Request:
-        """Make the request; a new one for each try."""
+    def build(self, endpoint: Endpoint, left_seconds: float | None = None) -> httpx.Request:
+        """Make the request, a new one for each try; a caller with little time left does not wait longer for it."""
         url = httpx.URL(endpoint.url + self.path)
         if self.params:
             url = url.copy_with(params=self.params)
@@ -111,8 +112,12 @@ class Call:
             headers=headers,
             content=self.body if isinstance(self.body, bytes) else None,
             stream=stream,
-            extensions={"timeout": httpx.Timeout(60.0, connect=10.0, read=self.read_seconds).as_dict()},
+            extensions={"timeout": self._timeout(left_seconds).as_dict()},
         )
+
+    def _timeout(self, left_seconds: float | None) -> httpx.Timeout:
+        most = float("inf") if left_seconds is None else left_seconds + _GRACE_SECONDS
+        return httpx.Timeout(min(60.0, most), connect=min(10.0, most), read=min(self.read_seconds, most))
 
 
 def upload(body: FileBody, kind: InputFormat) -> Call:
@@ -223,9 +228,11 @@ def failure(outcome: httpx.Response | httpx.TransportError, call: Call) -> excep
     if isinstance(outcome, httpx.TransportError):
         where = f"{outcome.request.url.scheme}://{outcome.request.url.netloc.decode()}"
         if isinstance(outcome, httpx.ReadTimeout | httpx.WriteTimeout | httpx.PoolTimeout):
-            text = f"The engine at {where} did not answer in time{about}. A job that was submitted goes on; try again."
-            return exceptions.RequestTimeout(text)
-        text = f"The engine at {where} could not be reached{about}: {str(outcome) or type(outcome).__name__}. "
+            return exceptions.RequestTimeout(f"The engine at {where} did not answer in time{about}. {_again(call)}")
+        # A request that could not be written may quote its own headers.
+        is_ours = isinstance(outcome, httpx.LocalProtocolError)
+        reason = type(outcome).__name__ if is_ours else str(outcome) or type(outcome).__name__
+        text = f"The engine at {where} could not be reached{about}: {reason}. "
         return exceptions.ConnectError(text + "Check that it runs and that MILKRUN_URL is right.")
     status = outcome.status_code
     kind = _ERRORS.get(status, exceptions.EngineUnavailable if status >= 500 else exceptions.ResponseError)
@@ -246,6 +253,12 @@ def failure(outcome: httpx.Response | httpx.TransportError, call: Call) -> excep
         request_id=request_id,
         retry_after=_retry.retry_after(outcome),
     )
+
+
+def _again(call: Call) -> str:
+    if (call.method, call.path) == ("POST", "/api/jobs"):
+        return "It may have taken the job: look at jobs() first; with an idempotency_key a submit may be repeated."
+    return "Try again."
 
 
 def _not_ours(response: httpx.Response) -> exceptions.UnexpectedResponse:

@@ -46,6 +46,7 @@ class _Results:
         return _operations.save(self._link, self.job.id, target, chosen)
 
     def _frame(self, library: str) -> Operation[Any]:
+        _outputs.need(library)  # before the export, which may be large
         with tempfile.TemporaryDirectory(prefix="milkrun-") as folder:
             path = Path(folder) / "results.parquet"
             yield from _operations.save(self._link, self.job.id, path, ResultFormat.parquet)

@@ -6,18 +6,16 @@ is never missed; when the feed has lost the cursor it does both again.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
-from functools import partial
 
 from milkrun import _requests, _retry, outcome, wire
-from milkrun._drivers import Emit, Operation, Stream
+from milkrun._drivers import Emit, Operation, Stream, Tell
 from milkrun._operations import Link, changes, exchange, job
 from milkrun.exceptions import NotFound, RequestError, ResponseError, WaitTimeout
 from milkrun.status import FeedEvents
 
 POLL_SECONDS = 25.0  # how long one request to the change feed may stay open
 IDS_A_REQUEST = 100
-Progress = Callable[[wire.Job], object]
+Progress = Callable[[wire.Job], object]  #: called with the job; the awaiting client also takes a coroutine function
 
 
 def wait(link: Link, job_id: str, *, timeout: float | None, on_progress: Progress | None) -> Operation[wire.Job]:
@@ -26,43 +24,58 @@ def wait(link: Link, job_id: str, *, timeout: float | None, on_progress: Progres
     deadline = None if timeout is None else link.clock() + timeout
     policy = _retry.QUICK  # a wrong address fails soon; an engine that was there once is worth patience
     cursor: str | None = None
+    seen: wire.Job | None = None
     told: wire.Job | None = None
-    while True:
-        if cursor is None:
-            cursor = (yield from changes(link, on=on, policy=policy)).cursor
-            seen = yield from job(link, job_id, policy=policy)
-            policy = _retry.PATIENT
-        else:
-            news = yield from _poll(link, cursor, on, deadline, partial(_gave_up, seen))
-            cursor = news.cursor if news else None
-            if news and job_id in news.deleted:
-                raise _deleted([job_id])
-            seen = next((changed for changed in news.jobs if changed.id == job_id), seen) if news else seen
-        if on_progress is not None and seen != told:
-            on_progress(seen)
-        told = seen
+    try:
+        while True:
+            if cursor is None:
+                cursor = (yield from changes(link, on=on, policy=policy, deadline=deadline)).cursor
+                seen = yield from job(link, job_id, policy=policy, deadline=deadline)
+                policy = _retry.PATIENT
+            else:
+                news = yield from _poll(link, cursor, on, deadline)
+                cursor = news.cursor if news else None
+                if news and job_id in news.deleted:
+                    raise _deleted([job_id])
+                seen = next((changed for changed in news.jobs if changed.id == job_id), seen) if news else seen
+            if on_progress is not None and seen != told:
+                yield Tell(on_progress, seen)
+            told = seen
+            if seen is not None and seen.is_terminal:
+                # The feed's jobs are brief; the job itself also counts its failed rows by error code.
+                return (yield from job(link, job_id, policy=policy, deadline=deadline))
+            if seen is not None and _is_over(link, deadline):
+                raise _gave_up(seen)
+    except (RequestError, ResponseError) as error:
+        if seen is None or not error.retryable or not _is_over(link, deadline):
+            raise
         if seen.is_terminal:
-            # The feed's jobs are brief; the job itself also counts its failed rows by error code.
-            return (yield from job(link, job_id, policy=policy))
+            return seen
+        raise _gave_up(seen) from error
 
 
 def as_ended(link: Link, job_ids: Iterable[str], *, timeout: float | None) -> Stream[wire.Job]:
     """Follow any number of jobs through one connection; emit each as it ends."""
     deadline = None if timeout is None else link.clock() + timeout
-    pending: dict[str, wire.Job | None] = dict.fromkeys(job_ids)
+    pending: dict[str, wire.Job | None] = dict.fromkeys(_several(job_ids))
     policy = _retry.QUICK
     cursor: str | None = None
     while pending:
-        if cursor is None:
-            cursor = (yield from changes(link, policy=policy)).cursor
-            found = yield from _jobs_by_id(link, list(pending), policy)
-            policy = _retry.PATIENT
-        else:
-            news = yield from _poll(link, cursor, FeedEvents.end, deadline, partial(_gave_up_on, pending))
-            cursor = news.cursor if news else None
-            found = news.jobs if news else []
-            if news and (gone := pending.keys() & set(news.deleted)):
-                raise _deleted(sorted(gone))
+        try:
+            if cursor is None:
+                cursor = (yield from changes(link, policy=policy, deadline=deadline)).cursor
+                found = yield from _jobs_by_id(link, list(pending), policy, deadline)
+                policy = _retry.PATIENT
+            else:
+                news = yield from _poll(link, cursor, FeedEvents.end, deadline)
+                cursor = news.cursor if news else None
+                found = news.jobs if news else []
+                if news and (gone := pending.keys() & set(news.deleted)):
+                    raise _deleted(sorted(gone))
+        except (RequestError, ResponseError) as error:
+            if not error.retryable or not _is_over(link, deadline) or None in pending.values():
+                raise
+            raise _gave_up_on(pending) from error
         for seen in found:
             if seen.id not in pending:
                 continue
@@ -70,33 +83,37 @@ def as_ended(link: Link, job_ids: Iterable[str], *, timeout: float | None) -> St
             if seen.is_terminal:
                 del pending[seen.id]
                 yield Emit(seen)
+        if pending and _is_over(link, deadline):
+            raise _gave_up_on(pending)
 
 
-def _poll(
-    link: Link, cursor: str, on: FeedEvents, deadline: float | None, give_up: Callable[[], WaitTimeout]
-) -> Operation[wire.Changes | None]:
+def _several(job_ids: Iterable[str]) -> Iterable[str]:
+    if isinstance(job_ids, str):
+        raise TypeError(f"as_ended takes a list of job ids, not the one text {job_ids!r}")
+    return job_ids
+
+
+def _is_over(link: Link, deadline: float | None) -> bool:
+    return deadline is not None and link.clock() >= deadline
+
+
+def _poll(link: Link, cursor: str, on: FeedEvents, deadline: float | None) -> Operation[wire.Changes | None]:
     """Wait for news behind a cursor; None when the feed no longer knows it."""
-    patience = _retry.PATIENT.seconds
-    left = patience if deadline is None else deadline - link.clock()
-    if left <= 0:
-        raise give_up()
-    policy = replace(_retry.PATIENT, seconds=min(left, patience))
+    seconds = POLL_SECONDS if deadline is None else max(0.0, min(POLL_SECONDS, deadline - link.clock()))
     try:
-        return (yield from changes(link, after=cursor, wait=min(left, POLL_SECONDS), on=on, policy=policy))
-    except (RequestError, ResponseError) as error:
-        if isinstance(error, ResponseError) and error.code == "cursor_lost":
+        return (yield from changes(link, after=cursor, wait=seconds, on=on, policy=_retry.PATIENT, deadline=deadline))
+    except ResponseError as error:
+        if error.code == "cursor_lost":
             return None
-        if error.retryable and left < patience:
-            raise give_up() from error
         raise
 
 
-def _jobs_by_id(link: Link, ids: list[str], policy: _retry.Policy) -> Operation[list[wire.Job]]:
+def _jobs_by_id(link: Link, ids: list[str], policy: _retry.Policy, deadline: float | None) -> Operation[list[wire.Job]]:
     found: list[wire.Job] = []
     for start in range(0, len(ids), IDS_A_REQUEST):
-        some = ids[start : start + IDS_A_REQUEST]
-        call = _requests.get_jobs(limit=IDS_A_REQUEST, ids=some)
-        found += _requests.read(wire.JobList, (yield from exchange(link, call, policy=policy))).jobs
+        call = _requests.get_jobs(limit=IDS_A_REQUEST, ids=ids[start : start + IDS_A_REQUEST])
+        answer = yield from exchange(link, call, policy=policy, deadline=deadline)
+        found += _requests.read(wire.JobList, answer).jobs
     if missing := set(ids) - {each.id for each in found}:
         raise _deleted(sorted(missing))
     return found

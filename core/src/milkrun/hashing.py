@@ -1,12 +1,14 @@
 """
 What makes two submits equal: one definition for client and engine.
 
-The rows count as bytes: an uploaded file as it is, inline rows as the JSON Lines that
-`row_line` writes. Name, labels, priority and the like are not compared.
+A file counts as its bytes, rows and tables as the JSON Lines that their rows make: the same
+table is the same input from pandas, polars or pyarrow, whatever their versions. Name, labels,
+priority and the like are not compared.
 """
 
 import hashlib
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from milkrun.wire import JobSpec
@@ -24,6 +26,15 @@ def row_line(row: Any) -> bytes:
         return json.dumps(row, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode() + b"\n"
     except UnicodeEncodeError:  # a lone surrogate: legal JSON only as an escape
         return json.dumps(row, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+
+
+def rows_sha256(rows: Iterable[Any]) -> str:
+    """Hash rows as their JSON Lines; what JSON does not have (dates, decimals, bytes) counts as its text."""
+    digest = hashlib.sha256()
+    for row in rows:
+        line = json.dumps(row, ensure_ascii=False, separators=(",", ":"), default=str)
+        digest.update(line.encode("utf-8", "surrogatepass") + b"\n")
+    return digest.hexdigest()
 
 
 def input_hash(spec: JobSpec, rows_sha256: str) -> str:

@@ -26,9 +26,8 @@ from milkrun.exceptions import LocalEngineError
 
 START_SECONDS = 60.0
 _LOG_LINES = 15
-_children: dict[
-    int, subprocess.Popen[bytes]
-] = {}  # engines that this process started; polled so that none stays a zombie
+IN_USE_EXIT = 75  #: the engine's exit code when another one has its data directory (EX_TEMPFAIL of sysexits.h)
+_children: dict[int, subprocess.Popen[bytes]] = {}  # engines that this process started; none of them is waited for
 
 
 def default_data_dir(environ: Mapping[str, str] = os.environ) -> Path:
@@ -100,7 +99,7 @@ def ensure(data_dir: Path, *, start_seconds: float = START_SECONDS) -> EngineFil
     deadline = time.monotonic() + start_seconds
     data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _start_lock(data_dir, deadline):
-        return _await_end_of_last(data_dir, deadline) or _start(data_dir, deadline)
+        return find(data_dir) or _start(data_dir, deadline)
 
 
 @contextlib.contextmanager
@@ -123,54 +122,36 @@ def _start_lock(data_dir: Path, deadline: float) -> Iterator[None]:
         yield
 
 
-def _await_end_of_last(data_dir: Path, deadline: float) -> EngineFile | None:
-    """Give an engine that is just stopping the time to leave the data directory; return one that answers after all."""
-    patience = min(deadline, time.monotonic() + 15.0)
-    while True:
-        if found := find(data_dir):
-            return found
-        last = EngineFile.read(data_dir)
-        if last is None or not _is_alive(last.pid) or time.monotonic() > patience:
-            return None
-        time.sleep(0.1)
-
-
-def _is_alive(pid: int) -> bool:
-    if (child := _children.get(pid)) is not None:
-        return child.poll() is None
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
 def _start(data_dir: Path, deadline: float) -> EngineFile:
     log = data_dir / "engine.log"
-    with log.open("ab") as output:
-        begins_at = output.tell()
-        # The data directory as working directory: a user's own `ray.py` must not shadow a library of the engine.
-        process = subprocess.Popen(
-            [sys.executable, "-m", "milkrun_engine", "serve", "--local", "--data-dir", str(data_dir.absolute())],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            cwd=data_dir,
-            start_new_session=True,
-        )
-    _children[process.pid] = process
-    while time.monotonic() < deadline:
+    while True:
+        with log.open("ab") as output:
+            begins_at = output.tell()
+            # The data directory as working directory: a user's own `ray.py` must not shadow a library of the engine.
+            process = subprocess.Popen(
+                [sys.executable, "-m", "milkrun_engine", "serve", "--local", "--data-dir", str(data_dir.absolute())],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=data_dir,
+                start_new_session=True,
+            )
+        _children[process.pid] = process
+        while time.monotonic() < deadline and process.poll() is None:
+            if found := find(data_dir):
+                return found
+            time.sleep(0.1)
+        if process.poll() is None:
+            process.terminate()
+            raise LocalEngineError(f"The local engine did not answer in time and was stopped. {_tail(log, begins_at)}")
         if found := find(data_dir):
             return found
-        if (code := process.poll()) is not None:
+        # Another engine that is just starting or stopping has the directory: look again until it answers or is gone.
+        if process.returncode != IN_USE_EXIT or time.monotonic() >= deadline:
             raise LocalEngineError(
-                f"The local engine ended while it started (exit code {code}). {_tail(log, begins_at)}"
+                f"The local engine ended while it started (exit code {process.returncode}). {_tail(log, begins_at)}"
             )
-        time.sleep(0.1)
-    process.terminate()
-    raise LocalEngineError(f"The local engine did not answer in time and was stopped. {_tail(log, begins_at)}")
+        time.sleep(0.5)
 
 
 def _tail(log: Path, begins_at: int) -> str:

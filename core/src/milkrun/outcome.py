@@ -53,7 +53,7 @@ def summary(job: Job) -> dict[str, str | int | float | None]:
         "name": job.name,
         "status": job.status.value,
         "model": job.model,
-        "kind": job.kind.value,
+        "kind": str(job.kind),
         "rows_total": job.rows_total,
         "rows_succeeded": job.rows_succeeded,
         "rows_failed": job.rows_failed,

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
-from urllib.parse import urlsplit
+
+import httpx
 
 from milkrun.local import default_data_dir
 
@@ -37,20 +38,26 @@ class Settings:
         Merge arguments, environment and defaults.
 
         Raises:
-            ValueError: the URL or `MILKRUN_LOCAL` can't be understood.
+            ValueError: the URL, the key or `MILKRUN_LOCAL` can't be understood; the key is not quoted.
         """
         url = url or environ.get("MILKRUN_URL") or None
         if url is not None:
-            parts = urlsplit(url)
-            if parts.scheme not in ("http", "https") or not parts.netloc:
+            try:
+                usable = httpx.URL(url).scheme in ("http", "https") and bool(httpx.URL(url).host)
+            except (httpx.InvalidURL, TypeError):
+                usable = False
+            if not usable:
                 raise ValueError(
                     f"The engine's URL must look like http://host:port, not {url!r}: check MILKRUN_URL or url=."
                 )
+        api_key = (api_key or environ.get("MILKRUN_API_KEY") or "").strip()  # a mounted secret often ends in a newline
+        if not api_key.isascii() or not api_key.isprintable():
+            raise ValueError("The API key has characters that no key has: check MILKRUN_API_KEY or api_key=.")
         if local is None:
             local = _flag(environ.get("MILKRUN_LOCAL", ""))
         return cls(
             url=url.rstrip("/") if url else None,
-            api_key=api_key or environ.get("MILKRUN_API_KEY") or None,
+            api_key=api_key or None,
             local=local,
             data_dir=Path(data_dir) if data_dir is not None else default_data_dir(environ),
         )

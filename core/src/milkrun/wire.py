@@ -6,18 +6,36 @@ them, so an older client reads a newer engine. Rows never pass through these mod
 they travel as raw JSON (see `SubmitRequest.rows` and the results page).
 """
 
+import re
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from milkrun.status import TERMINAL, InputFormat, JobKind, JobStatus, OnMismatch, Reuse
 
 MAX_INLINE_BYTES = 262_144  #: larger inputs are uploaded as a file first
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_unicode(cls, data: Any) -> Any:
+        """Refuse half a surrogate pair: JSON can write one, the ledger can't. Rows are kept as they were written."""
+        fields = data.items() if isinstance(data, dict) else ()
+        pending = [value for field in fields if field[0] != "rows" for value in field]
+        while pending:  # no recursion: JSON may be nested deeply
+            match pending.pop():
+                case str() as text if _SURROGATE.search(text):
+                    raise ValueError("a text holds half a surrogate pair, which is no character")
+                case dict() as members:
+                    pending += [*members, *members.values()]
+                case list() as values:
+                    pending += values
+        return data
 
 
 class _Answer(BaseModel):
@@ -45,6 +63,9 @@ class InputRef(_Request):
     """An input that was uploaded with `POST /api/files`."""
 
     file_id: str
+    rows_sha256: str | None = Field(
+        default=None, pattern="^[0-9a-f]{64}$"
+    )  #: what the file's rows count as, where its bytes depend on who wrote them; from `milkrun.hashing.rows_sha256`
 
 
 class JobSpec(_Request):
@@ -74,9 +95,7 @@ class SubmitRequest(_Request):
     input: InputRef | None = None
     priority: int = Field(default=1, ge=0, le=10)  #: smaller is sooner
     idempotency_key: str | None = Field(default=None, min_length=1, max_length=512)
-    submission_id: str | None = Field(
-        default=None, max_length=64
-    )  #: one call of submit: its repeats get its job
+    submission_id: str | None = Field(default=None, max_length=64)  #: one call of submit: its repeats get its job
     reuse: Reuse = Reuse.inputs_match
     on_mismatch: OnMismatch = OnMismatch.fail
     name: str | None = Field(default=None, max_length=200)
@@ -127,7 +146,7 @@ class Job(_Answer):
     """A job as it stands."""
 
     id: str
-    kind: JobKind
+    kind: Annotated[JobKind | str, Field(union_mode="left_to_right")]  #: a newer engine may know more
     model: str
     status: JobStatus
     failure: JobFailure | None = None

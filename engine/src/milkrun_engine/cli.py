@@ -14,7 +14,7 @@ import typer
 
 from milkrun import local
 from milkrun_engine import logs
-from milkrun_engine.lock import DataDirInUse
+from milkrun_engine.lock import DataDirInUse, DataDirLock
 from milkrun_engine.settings import EngineSettings
 
 commands = typer.Typer(no_args_is_help=True, help="Run Milkrun's engine.")
@@ -26,6 +26,7 @@ DataDir = Annotated[
 
 @commands.command()
 def serve(
+    context: typer.Context,
     host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="0 takes a free port. [default: 8787]")] = None,
     data_dir: DataDir = None,
@@ -48,7 +49,7 @@ def serve(
         settings = EngineSettings.read(
             host=host,
             port=0 if is_local and port is None else port,
-            data_dir=data_dir,
+            data_dir=data_dir or _common_data_dir(context),
             replica=replica,
             pool=pool,
             models=models,
@@ -59,15 +60,16 @@ def serve(
     except (DataDirInUse, MissingExtra, ValueError, OSError) as error:
         logging.getLogger(__name__).debug("serve failed", exc_info=True)
         typer.echo(f"milkrun serve: {error}", err=True)
-        raise typer.Exit(1) from None
+        raise typer.Exit(local.IN_USE_EXIT if isinstance(error, DataDirInUse) else 1) from None
 
 
 @commands.command()
-def stop(data_dir: DataDir = None) -> None:
+def stop(context: typer.Context, data_dir: DataDir = None) -> None:
     """Stop the engine of a data directory, with its replicas; running jobs go on at its next start."""
-    where = data_dir or local.default_data_dir()
+    where = data_dir or _common_data_dir(context) or local.default_data_dir()
     engine = local.find(where)
     if engine is None:
+        _refuse_unready(where)
         typer.echo(f"No engine runs in {where}.")
         return
     os.kill(engine.pid, signal.SIGTERM)
@@ -80,6 +82,28 @@ def stop(data_dir: DataDir = None) -> None:
             raise typer.Exit(1)
         time.sleep(0.1)
     typer.echo(f"Stopped the engine (process {engine.pid}).")
+
+
+def _common_data_dir(context: typer.Context) -> Path | None:
+    """What stands before the command: `milkrun --data-dir DIR stop`."""
+    return (context.obj or {}).get("data_dir")
+
+
+def _refuse_unready(data_dir: Path) -> None:
+    """Tell an engine that does not answer (it starts, stops or hangs) from none at all."""
+    if not (data_dir / "engine.lock").is_file():
+        return
+    lock = DataDirLock(data_dir)
+    try:
+        lock.acquire()
+    except DataDirInUse as error:
+        typer.echo(
+            f"milkrun stop: the engine of {data_dir} (process {error.holder}) does not answer: "
+            "it is starting, stopping or hanging. Try again in a moment.",
+            err=True,
+        )
+        raise typer.Exit(1) from None
+    lock.release()
 
 
 def _runs(pid: int) -> bool:

@@ -8,7 +8,14 @@ from pathlib import Path
 
 
 class DataDirInUse(Exception):
-    """Another engine has the data directory; the message names it."""
+    """Another engine has the data directory; the message names it, as does `holder` (its process id)."""
+
+    def __init__(self, holder: str, data_dir: Path) -> None:
+        super().__init__(
+            f"another engine (process {holder}) uses {data_dir}; "
+            "stop it with `milkrun stop`, or choose another --data-dir"
+        )
+        self.holder = holder
 
 
 class DataDirLock:
@@ -36,10 +43,7 @@ class DataDirLock:
         except BlockingIOError:
             holder = os.read(descriptor, 200).decode(errors="replace").strip() or "unknown"
             os.close(descriptor)
-            raise DataDirInUse(
-                f"another engine (process {holder}) uses {self._path.parent}; "
-                "stop it with `milkrun stop`, or choose another --data-dir"
-            ) from None
+            raise DataDirInUse(holder, self._path.parent) from None
         os.ftruncate(descriptor, 0)
         os.write(descriptor, str(os.getpid()).encode())
         self._descriptor = descriptor
