@@ -43,6 +43,8 @@ class _Results:
     def _save(self, path: str | os.PathLike[str], kind: ResultFormat | str | None) -> Operation[Path]:
         target = Path(path).expanduser()
         chosen = ResultFormat(kind) if kind is not None else _outputs.format_of(target)
+        if not target.parent.is_dir():
+            raise FileNotFoundError(f"there is no folder {target.parent} to write {target.name} to")
         return _operations.save(self._link, self.job.id, target, chosen)
 
     def _frame(self, library: str) -> Operation[Any]:

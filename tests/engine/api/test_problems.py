@@ -182,6 +182,35 @@ async def test_a_request_that_is_wrong_is_told_where_and_not_repeated(api: Api, 
     assert (await api.mine.get("/api/jobs")).json()["jobs"] == []
 
 
+@pytest.mark.parametrize(
+    "part",
+    [
+        '"name": "\\ud800"', '"labels": {"a": "\\ud800"}', '"labels": {"\\ud800": "a"}', '"\\ud800": 1',
+        '"idempotency_key": "\\udfff"', '"spec": {"prompt": "{\\ud800}"}', '"spec": {"system_prompt": "\\ud83d."}',
+        '"spec": {"sampling": {"stop": ["\\ud800"]}}', '"spec": {"output_schema": {"choices": ["a", "\\ud800"]}}',
+        '"spec": {"output_schema": {"json_schema": {"properties": {"\\ud800": {}}}}}',
+    ],
+)  # fmt: skip
+async def test_half_a_surrogate_pair_is_refused(api: Api, part: str) -> None:
+    """JSON can write one and Python holds it, but UTF-8 has no bytes for it."""
+    body = f'{{"rows": ["a"], {part}}}'
+    answer = await api.mine.post("/api/jobs", content=body, headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+    assert (await api.mine.get("/api/jobs")).json()["jobs"] == []
+
+
+async def test_attach_refuses_half_a_surrogate_pair(api: Api) -> None:
+    body, headers = '{"idempotency_key": "\\ud800"}', {"content-type": "application/json"}
+    answer = await api.mine.post("/api/jobs/attach", content=body, headers=headers)
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+
+
+async def test_a_row_and_a_whole_pair_may_be_written_with_escapes(api: Api) -> None:
+    body = '{"rows": ["\\ud800"], "name": "\\ud83d\\ude00"}'
+    answer = await api.mine.post("/api/jobs", content=body, headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.json()["job"]["name"]) == (201, "\U0001f600")
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[]", b"null", b'"' + SECRET.encode() + b'"', b"[" * 9_999])
 async def test_a_body_that_is_no_request_is_told(api: Api, content: bytes) -> None:
     answer = await api.mine.post("/api/jobs", content=content, headers={"content-type": "application/json"})

@@ -51,6 +51,18 @@ async def test_equal_rows_of_two_jobs_have_equal_answers(running: Api) -> None:
     assert [row["output"] for row in first] == [row["output"] for row in second]
 
 
+async def test_a_table_is_the_same_input_whoever_wrote_its_file(running: Api) -> None:
+    """The client says what the rows count as; the bytes of two files of them may differ."""
+    answers = []
+    for body in (b'"a"\n', b'"a" \n'):
+        file = (await running.mine.post("/api/files", params={"format": "jsonl"}, content=body)).json()
+        source = {"file_id": file["id"], "rows_sha256": "0" * 64}
+        request = {"input": source, "idempotency_key": "table"}
+        answers.append((await running.mine.post("/api/jobs", json=request)).json())
+    assert [False, True] == [answer["reused"] for answer in answers]
+    assert answers[0]["job"]["id"] == answers[1]["job"]["id"]
+
+
 async def test_choices_and_vectors(running: Api) -> None:
     schema = {"choices": ["yes", "no"]}
     job = await ended(running, await running.submit(["a", "b", "c"], spec={"output_schema": schema}))
