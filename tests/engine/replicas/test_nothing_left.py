@@ -2,6 +2,8 @@
 What a pool started is gone when it stops, and when its engine is killed.
 """
 
+import asyncio
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +13,7 @@ import psutil
 import pytest
 from fix_replicas import ECHO, children
 
+from milkrun_engine.replicas import remains
 from milkrun_engine.replicas.base import Pool
 from milkrun_engine.replicas.local import LocalPool
 from milkrun_engine.replicas.ray import RayPool
@@ -32,6 +35,33 @@ async def test_stop_leaves_no_process_and_no_folder(make: Callable[[Path], Pool]
     await pool.stop()
     assert before == children()
     assert not any(folder.exists() for folder in folders)
+    assert [] == _folders(tmp_path)
+
+
+@pytest.mark.parametrize("make", [LocalPool, RayPool], ids=["local", "ray"])
+async def test_a_start_that_is_cancelled_leaves_no_process_and_no_folder(
+    make: Callable[[Path], Pool], tmp_path: Path
+) -> None:
+    before = children()
+    pool = make(tmp_path)
+    starting = asyncio.create_task(pool.start_replica(ECHO))
+    while not (folders := _folders(tmp_path)):
+        await asyncio.sleep(0)
+    starting.cancel()
+    await asyncio.wait({starting})
+    assert starting.cancelled()
+    assert before == children()
+    assert not any(folder.exists() for folder in folders)
+    assert [] == _folders(tmp_path)
+    await pool.stop()
+
+
+async def test_a_replica_whose_process_does_not_start_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "no_python"))
+    with pytest.raises(FileNotFoundError):
+        await LocalPool(tmp_path).start_replica(ECHO)
     assert [] == _folders(tmp_path)
 
 
@@ -65,19 +95,59 @@ async def test_a_replica_ends_with_a_killed_engine(tmp_path: Path) -> None:
 
 
 async def test_the_next_engine_sweeps_what_a_killed_one_left(tmp_path: Path) -> None:
-    left = tmp_path / "left"
-    left.mkdir()
-    gone = subprocess.Popen(["true"])  # noqa: ASYNC220
-    gone.wait()
-    (tmp_path / "scratch").mkdir()
-    (tmp_path / "scratch" / f"{gone.pid}-{left.name}").symlink_to(left)
+    left = _leave(tmp_path, _gone())
     await LocalPool(tmp_path).start()
     assert not left.exists()
     assert [] == _folders(tmp_path)
 
 
+def _gone() -> int:
+    """The id of a process that is no more."""
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    return gone.pid
+
+
+async def test_a_sweep_leaves_other_users_shared_memory_and_what_it_cant_remove(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = tmp_path / "shm"
+    shared.mkdir()
+    monkeypatch.setattr(remains, "_SHARED_MEMORY", shared)
+    mark, pid, mine, other = "__KMP_REGISTERED_LIB_", _gone(), os.getuid(), os.getuid() + 1
+    own, living = shared / f"{mark}{pid}_{mine}", shared / f"{mark}{os.getpid()}_{mine}"
+    theirs, strange = shared / f"{mark}{pid}_{other}", shared / f"{mark}x_{mine}"
+    for file in (own, living, theirs, strange):
+        file.touch()
+    stubborn = shared / f"{mark}{_gone()}_{mine}"
+    stubborn.mkdir()  # a folder can't be unlinked, by no user
+    _leave(tmp_path, pid)
+    remains.sweep(tmp_path)
+    assert {living, theirs, strange, stubborn} == set(shared.iterdir())
+
+
+async def test_one_bad_link_does_not_keep_the_others(tmp_path: Path) -> None:
+    (tmp_path / "scratch").mkdir()
+    bad = [tmp_path / "scratch" / name for name in ("x-y", f"{_gone()}-a", "9-z")]
+    for link in bad:
+        link.touch()  # no number, and no link
+    left = _leave(tmp_path, _gone())
+    remains.sweep(tmp_path)
+    assert not left.exists()
+    assert set(bad) == set((tmp_path / "scratch").iterdir())
+
+
+def _leave(data_dir: Path, pid: int) -> Path:
+    """The folder of an engine's replica that was killed with it."""
+    left = data_dir / "left"
+    left.mkdir()
+    (data_dir / "scratch").mkdir(exist_ok=True)
+    (data_dir / "scratch" / f"{pid}-{left.name}").symlink_to(left)
+    return left
+
+
 def _folders(data_dir: Path) -> list[Path]:
-    return [link.readlink() for link in (data_dir / "scratch").iterdir()]
+    return [link.readlink() for link in (data_dir / "scratch").glob("*")]
 
 
 def _listening(pids: set[int]) -> set[str]:

@@ -34,18 +34,29 @@ class LocalPool:
     async def start_replica(self, spec: ModelSpec) -> "LocalHandle":
         """Start the process of one replica, which begins to load its model."""
         scratch = remains.make(self._data_dir)
+        try:
+            handle = await self._spawn(spec, scratch)
+        except BaseException:  # cancelled, too: no handle will remove it
+            await asyncio.to_thread(remains.remove, scratch, self._data_dir)
+            raise
+        self._handles = {known for known in self._handles if known.alive} | {handle}
+        return handle
+
+    async def _spawn(self, spec: ModelSpec, scratch: Path) -> "LocalHandle":
         variables = environment(spec, self._data_dir, scratch)
         ours, theirs = socket.socketpair()
         with theirs:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "milkrun_engine.replicas.worker",
-                stdin=theirs.fileno(), stdout=2, env={**os.environ, **variables}, process_group=0,
-            )  # fmt: skip
-        reader, writer = await asyncio.open_unix_connection(sock=ours)
+            reader, writer = await asyncio.open_unix_connection(sock=ours)
+            try:  # the last step that waits: asyncio ends the process itself when it is cancelled here
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable, "-m", "milkrun_engine.replicas.worker",
+                    stdin=theirs.fileno(), stdout=2, env={**os.environ, **variables}, process_group=0,
+                )  # fmt: skip
+            except BaseException:
+                writer.close()
+                raise
         writer.write(frames.pack(frames.Load(spec, str(self._data_dir), str(scratch))))
-        handle = LocalHandle(process, reader, writer, scratch, self._data_dir)
-        self._handles = {known for known in self._handles if known.alive} | {handle}
-        return handle
+        return LocalHandle(process, reader, writer, scratch, self._data_dir)
 
     async def stop(self) -> None:
         """Stop every replica."""

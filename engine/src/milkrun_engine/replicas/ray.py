@@ -53,7 +53,8 @@ class RayPool:
 
     def __init__(self, data_dir: Path) -> None:
         self._data_dir = data_dir.absolute()
-        self._folder: Path | None = None  # of Ray; also says that it runs
+        self._folder: Path | None = None  # of Ray; also says that it runs, or starts
+        self._start: asyncio.Task[None] | None = None  # of Ray
         self._starting = asyncio.Lock()
         self._handles: list[RayHandle] = []
 
@@ -68,14 +69,13 @@ class RayPool:
                 log.error("Ray is gone; starting it again", extra={"action": "ray_gone"})
                 await self._end_ray()
             if self._folder is None:
-                folder = remains.make(self._data_dir)
+                self._folder = remains.make(self._data_dir)
+                self._start = asyncio.create_task(self._start_ray(self._folder))
                 try:
-                    await asyncio.to_thread(_start_ray, folder)
-                    _take_signals_back()
+                    await asyncio.shield(self._start)
                 except BaseException:
-                    await asyncio.to_thread(remains.remove, folder, self._data_dir)
+                    await self._end_ray()
                     raise
-                self._folder = folder
         handle = RayHandle(spec, self._data_dir)
         self._handles = [known for known in self._handles if not known.stopped] + [handle]
         return handle
@@ -84,13 +84,21 @@ class RayPool:
         """Stop every replica, then Ray."""
         await asyncio.gather(*(handle.stop() for handle in self._handles))
         self._handles.clear()
-        await self._end_ray()
+        async with self._starting:
+            await self._end_ray()
+
+    async def _start_ray(self, folder: Path) -> None:
+        await asyncio.to_thread(_start_ray, folder)
+        _take_signals_back()
 
     async def _end_ray(self) -> None:
-        folder, self._folder = self._folder, None
-        if folder is not None:
-            await asyncio.to_thread(_stop_ray)
-            await asyncio.to_thread(remains.remove, folder, self._data_dir)
+        if self._folder is None:
+            return
+        if self._start is not None:  # its thread can't be cancelled, and would make the folder anew
+            await asyncio.wait({self._start})
+        await asyncio.to_thread(_stop_ray)
+        await asyncio.to_thread(remains.remove, self._folder, self._data_dir)
+        self._folder = None  # at the end: what was cancelled is done again
 
 
 class RayHandle:
@@ -261,8 +269,10 @@ def _ray_lives() -> bool:
 
 
 def _stop_ray() -> None:
-    import ray
-
+    try:
+        import ray
+    except ImportError:  # for want of it nothing was started
+        return
     ray.shutdown()
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.Error):

@@ -7,6 +7,7 @@ so that the next engine removes what a killed one left.
 """
 
 import contextlib
+import logging
 import os
 import shutil
 import signal
@@ -17,9 +18,10 @@ from pathlib import Path
 
 import psutil
 
+log = logging.getLogger(__name__)
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (nothing is made here)
 _NOTE = "shared_memory"
-_MARK = "__KMP_REGISTERED_LIB_"  # of Intel's OpenMP, one a process, by its id
+_MARK = "__KMP_REGISTERED_LIB_"  # of Intel's OpenMP, one a process, by its id and its user's
 _TRACKER_SECONDS = 1.0
 _END_SECONDS = 5.0
 
@@ -58,23 +60,36 @@ def end(group: int, folder: Path) -> None:
 
 
 def remove(folder: Path, data_dir: Path) -> None:
-    """Remove a folder and the shared memory noted in it, and forget it; its processes are gone. Safe to repeat."""
-    with contextlib.suppress(FileNotFoundError):
+    """
+    Remove a folder and the shared memory noted in it, and forget it; its processes are gone.
+
+    Safe to repeat, and never raises: what can't be removed stays.
+    """
+    with contextlib.suppress(OSError, ValueError):
         for name in (folder / _NOTE).read_text().splitlines():
-            (_SHARED_MEMORY / name).unlink(missing_ok=True)
-    for mark in _SHARED_MEMORY.glob(f"{_MARK}*"):
-        if not _lives(int(mark.name.removeprefix(_MARK).split("_", 1)[0])):
-            mark.unlink(missing_ok=True)
+            _unlink(_SHARED_MEMORY / name)
+    for mark in _SHARED_MEMORY.glob(f"{_MARK}*_{os.getuid()}"):  # others' are theirs
+        with contextlib.suppress(ValueError):
+            if not _lives(int(mark.name.removeprefix(_MARK).split("_", 1)[0])):
+                _unlink(mark)
     shutil.rmtree(folder, ignore_errors=True)
     for link in (data_dir / "scratch").glob(f"*-{folder.name}"):
-        link.unlink(missing_ok=True)
+        _unlink(link)
 
 
 def sweep(data_dir: Path) -> None:
     """Remove what engines left that are no more."""
     for link in (data_dir / "scratch").glob("*-*"):
-        if not _lives(int(link.name.split("-", 1)[0])):
-            remove(link.readlink(), data_dir)
+        try:
+            if not _lives(int(link.name.split("-", 1)[0])):
+                remove(link.readlink(), data_dir)
+        except (OSError, ValueError):
+            log.warning("no link of ours", extra={"action": "sweep_skipped", "link": link.name})
+
+
+def _unlink(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def _members(group: int) -> list[int]:
