@@ -127,7 +127,18 @@ def test_labels_choose_jobs(world: World) -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    ["", "nonsense", "feed_other.0", "{feed}.", "{feed}.-1", "{feed}.1e3", "{feed}.٣", "{feed}.999", "{feed}.1.1"],
+    [
+        "",
+        "nonsense",
+        "feed_other.0",
+        "{feed}.",
+        "{feed}.-1",
+        "{feed}.1e3",
+        "{feed}.٣",
+        "{feed}.999",
+        "{feed}.1.1",
+        "{feed}." + "1" * 5_000,
+    ],  # longer than Python lets a number be
 )
 def test_a_cursor_that_the_feed_never_gave_is_lost(world: World, bad: str) -> None:
     world.submit(1)

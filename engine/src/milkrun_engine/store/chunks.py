@@ -12,7 +12,7 @@ from milkrun_engine.domain.jobs import ChunkCounts, ChunkFiles, Readable, Record
 from milkrun_engine.domain.leases import LEASE_SECONDS, Lease, Suspicion
 from milkrun_engine.domain.states import LIVE, ChunkState
 from milkrun_engine.store.database import Database
-from milkrun_engine.store.feed import stamp
+from milkrun_engine.store.feed import lock, stamp, stamp_owners
 from milkrun_engine.store.jobs import finish
 from milkrun_engine.store.records import job_columns, job_record, lease, write_suspects
 from milkrun_engine.store.schema import chunks, jobs, windows
@@ -69,15 +69,14 @@ class Chunks:
     def start_jobs(self, job_ids: Sequence[str]) -> list[str]:
         """Move the jobs of claimed chunks from queued to running; returns the tenants whose feed changed."""
         with self._database.write() as connection:
+            lock(connection, job_ids)
             started = connection.execute(
                 update(jobs)
                 .where(jobs.c.id.in_(job_ids), jobs.c.status == JobStatus.queued)
                 .values(status=JobStatus.running, started_at=func.coalesce(jobs.c.started_at, self._database.now))
                 .returning(jobs.c.id, jobs.c.tenant_id)
             ).all()
-            for row in sorted(started, key=lambda started: started.tenant_id):
-                stamp(connection, row.tenant_id, [row.id], status=True)
-        return sorted({row.tenant_id for row in started})
+            return stamp_owners(connection, sorted((row.id, row.tenant_id) for row in started), status=True)
 
     def renew(self, owner: str, in_hand: Mapping[tuple[int, int], int]) -> set[int]:
         """

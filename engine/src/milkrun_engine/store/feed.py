@@ -6,7 +6,7 @@ visible in their order. A cursor is `<feed id>.<number>`: it names the feed, so 
 restored backup is known as lost.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import BindParameter, Connection, bindparam, select, update
@@ -17,6 +17,8 @@ from milkrun_engine.domain.jobs import JobRecord
 from milkrun_engine.store.database import Database
 from milkrun_engine.store.records import job_columns, job_record, labelled
 from milkrun_engine.store.schema import jobs, tenants
+
+_CURSOR_DIGITS = 19  # of the largest number that the ledger holds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +45,22 @@ def stamp(connection: Connection, tenant_id: str, job_ids: Sequence[str], *, sta
         update(jobs).where(jobs.c.id == bindparam("job_id")).values(**numbers),
         [{"job_id": job_id, "number": last - at} for at, job_id in enumerate(reversed(job_ids))],
     )
+
+
+def lock(connection: Connection, job_ids: Sequence[str]) -> list[tuple[str, str]]:
+    """Lock jobs in the order of their ids, before anything else; returns id and tenant of each that exists."""
+    query = select(jobs.c.id, jobs.c.tenant_id).where(jobs.c.id.in_(job_ids)).order_by(jobs.c.id).with_for_update()
+    return [(row.id, row.tenant_id) for row in connection.execute(query)]
+
+
+def stamp_owners(connection: Connection, owned: Iterable[tuple[str, str]], *, status: bool) -> list[str]:
+    """`stamp` for jobs of several tenants, given by id and tenant; returns the tenants."""
+    by_tenant: dict[str, list[str]] = {}
+    for job_id, tenant_id in owned:
+        by_tenant.setdefault(tenant_id, []).append(job_id)
+    for tenant_id, ids in sorted(by_tenant.items()):
+        stamp(connection, tenant_id, ids, status=status)
+    return sorted(by_tenant)
 
 
 def cursor_of(connection: Connection, tenant_id: str) -> str:
@@ -90,17 +108,12 @@ class Feed:
     def publish_progress(self, job_ids: Sequence[str]) -> list[str]:
         """Tell readers of progress about these jobs, in one transaction; returns the tenants concerned."""
         with self._database.write() as connection:
-            owners = connection.execute(select(jobs.c.id, jobs.c.tenant_id).where(jobs.c.id.in_(job_ids))).all()
-            by_tenant: dict[str, list[str]] = {}
-            for job_id, tenant_id in owners:
-                by_tenant.setdefault(tenant_id, []).append(job_id)
-            for tenant_id, ids in sorted(by_tenant.items()):
-                stamp(connection, tenant_id, ids, status=False)
-        return list(by_tenant)
+            return stamp_owners(connection, lock(connection, job_ids), status=False)
 
 
 def _number(cursor: str, feed_id: str, floor: int, last: int) -> int:
     name, _, digits = cursor.rpartition(".")
-    if name != feed_id or not digits.isascii() or not digits.isdigit() or not floor <= int(digits) <= last:
+    is_number = digits.isascii() and digits.isdigit() and len(digits) <= _CURSOR_DIGITS
+    if name != feed_id or not is_number or not floor <= int(digits) <= last:
         raise CursorLost("the change feed does not know this cursor; read your jobs by id and go on from a new cursor")
     return int(digits)
