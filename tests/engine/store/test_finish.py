@@ -90,6 +90,22 @@ def test_a_job_of_which_no_row_could_run_failed(world: World) -> None:
     assert {"model_unavailable"} == {row["error_code"] for row in world.results(job_id)}
 
 
+def test_a_job_of_which_no_row_could_run_failed_though_some_were_refused(world: World) -> None:
+    job_id = world.prepared([*["a"] * 7, None])
+    [lease] = world.claim()
+    assert world.finish(lease, unavailable).ended is JobStatus.failed
+    job = world.job(job_id)
+    assert (JobStatus.failed, "model_unavailable", 8) == (job.status, job.failure_code, job.rows_failed)
+
+
+def test_a_job_of_which_rows_ran_and_failed_succeeded_though_others_were_unavailable(world: World) -> None:
+    job_id = world.prepared(["fail"] * 16)
+    first, second = world.claim(2)
+    world.finish(first)
+    assert world.finish(second, unavailable).ended is JobStatus.succeeded
+    assert 16 == world.job(job_id).rows_failed
+
+
 def test_a_job_of_which_one_chunk_ran_succeeded(world: World) -> None:
     job_id = world.prepared(16)
     first, second = world.claim(2)

@@ -128,6 +128,15 @@ def test_the_preparer_and_the_job_list_use_their_indexes(large: World, plans: An
     assert any("ix_jobs_tenant_id_created_at" in step for step in plan), plan
 
 
+def test_the_sweeper_asks_for_names_by_index(large: World, plans: Any) -> None:
+    names = [f"jobs/job_{job}/{number}.in_x.parquet" for job in range(3) for number in range(100)] + ["inputs/x"]
+    plan = plans(lambda: large.store.named_blobs(names))
+    assert 3 == sum("(job_id=? AND number=?)" in step for step in plan), plan
+    assert any("ix_jobs_input_blob" in step for step in plan), plan
+    assert any("ix_input_files_blob" in step for step in plan), plan
+    assert not any(step.startswith("SCAN") for step in plan), plan
+
+
 def test_looking_for_work_reads_no_committed_chunk(large: World, plans: Any) -> None:
     plan = plans(large.store.chunks.busy_pools)
     assert scans(plan) == [], plan

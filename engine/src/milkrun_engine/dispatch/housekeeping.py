@@ -7,6 +7,7 @@ import logging
 
 from milkrun_engine.blobs.local import LocalBlobs
 from milkrun_engine.dispatch.recorder import Recorder
+from milkrun_engine.service.leftovers import delete_unnamed
 from milkrun_engine.service.signals import Signals
 from milkrun_engine.service.threads import Threads
 from milkrun_engine.store import Store
@@ -76,12 +77,6 @@ class Sweeper:
         for name in self._blobs.older_than(_SWEEP_AGE_SECONDS):
             batch.append(name)
             if len(batch) == _SWEEP_BATCH:
-                swept += self._sweep_batch(batch)
+                swept += delete_unnamed(self._store, self._blobs, batch)
                 batch = []
-        return swept + self._sweep_batch(batch)
-
-    def _sweep_batch(self, names: list[str]) -> int:
-        unnamed = set(names) - self._store.named_blobs(names)
-        for name in unnamed:
-            self._blobs.delete(name)
-        return len(unnamed)
+        return swept + delete_unnamed(self._store, self._blobs, batch)

@@ -16,9 +16,10 @@ from milkrun_engine.blobs.local import LocalBlobs
 from milkrun_engine.domain import planning
 from milkrun_engine.domain.errors import InputUnreadable
 from milkrun_engine.domain.ids import new_id
-from milkrun_engine.domain.jobs import NewChunk, NewWindow, Preparation, Recorded
+from milkrun_engine.domain.jobs import NewChunk, NewWindow, Preparation, Recorded, chunk_blob
 from milkrun_engine.domain.models import ModelSpec
 from milkrun_engine.domain.rows import PreparedRow, RefusedRow, RowReader
+from milkrun_engine.service.leftovers import delete_unnamed
 from milkrun_engine.service.signals import Signals, wait_event
 from milkrun_engine.service.threads import Threads
 from milkrun_engine.store import Store
@@ -65,7 +66,12 @@ class Preparer:
             log.exception("preparation failed", extra={"action": "prepare_failed", "job_id": work.job_id})
             await self._fail(work, "internal", f"the engine could not prepare the input ({type(error).__name__})")
             return
-        recorded = await self._threads.write(self._store.jobs.commit_window, work, window)
+        try:
+            recorded = await self._threads.write(self._store.jobs.commit_window, work, window)
+        except Exception:  # the next try writes files of its own: a ledger that is full must not fill the disk, too
+            names = [chunk.input_blob for chunk in window.chunks]
+            await self._threads.files(delete_unnamed, self._store, self._blobs, names)
+            raise
         if not recorded.accepted:
             await self._threads.files(self._discard, window.chunks)
         if not recorded.accepted or window.last:
@@ -113,7 +119,7 @@ class Preparer:
         places: list[list[int]] = []
         for planned in planning.plan_chunks(askable, len(rows), self._models):
             number = work.next_chunk + len(chunks)
-            blob = f"jobs/{work.job_id}/{number}.{new_id('in')}.parquet"
+            blob = chunk_blob(work.job_id, number, new_id("in"))
             sha256 = self._blobs.put(blob, chunk_files.write_input(planned.rows))
             chunks.append(
                 NewChunk(
@@ -161,7 +167,7 @@ class Preparer:
     def _refused_chunk(self, work: Preparation, number: int, refused: list[RefusedRow]) -> NewChunk:
         """Rows that can't be asked: a chunk that is born committed."""
         results = chunk_files.refused(refused)
-        blob = f"jobs/{work.job_id}/{number}.{new_id('out')}.parquet"
+        blob = chunk_blob(work.job_id, number, new_id("out"))
         sha256 = self._blobs.put(blob, chunk_files.write_result(results))
         return NewChunk(
             number=number,

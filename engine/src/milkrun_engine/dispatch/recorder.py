@@ -9,6 +9,8 @@ from milkrun_engine.blobs import chunk_files
 from milkrun_engine.blobs.local import LocalBlobs
 from milkrun_engine.dispatch.work import ChunkWork
 from milkrun_engine.domain.ids import new_id
+from milkrun_engine.domain.jobs import ChunkCounts, chunk_blob
+from milkrun_engine.service.leftovers import delete_unnamed
 from milkrun_engine.service.signals import Signals
 from milkrun_engine.service.threads import Threads
 from milkrun_engine.store import Store
@@ -29,32 +31,38 @@ class Recorder:
 
     async def record(self, work: ChunkWork) -> None:
         """Commit a whole chunk, or find that its lease is lost; tries on while disk or ledger refuse."""
+        lease = work.lease
+        rows = list(work.results.values())
+        counts = chunk_files.count(rows)
+        # The name holds the epoch and is this call's alone: a late writer can't touch a committed file.
+        # Its tries share one file, so that a ledger that refuses writes does not fill the disk.
+        blob = chunk_blob(lease.job_id, lease.number, f"{lease.epoch}.{new_id('out')}")
+        sha256: str | None = None
         while not work.is_dropped:
             try:
-                await self._record(work)
+                if sha256 is None:
+                    sha256 = await self._threads.files(lambda: self._blobs.put(blob, chunk_files.write_result(rows)))
+                await self._commit(work, blob, sha256, counts)
             except Exception:
-                extra = {"action": "record_failed", "job_id": work.lease.job_id, "chunk": work.lease.number}
+                extra = {"action": "record_failed", "job_id": lease.job_id, "chunk": lease.number}
                 log.exception("a result could not be written; trying again", extra=extra)
                 await asyncio.sleep(_RETRY_SECONDS)
             else:
                 return
+        await self._threads.files(delete_unnamed, self._store, self._blobs, [blob])
 
-    async def _record(self, work: ChunkWork) -> None:
+    async def _commit(self, work: ChunkWork, blob: str, sha256: str, counts: ChunkCounts) -> None:
         lease = work.lease
-        rows = list(work.results.values())
-        counts = chunk_files.count(rows)
-        # The name holds the epoch and is never used twice: a late writer can't touch a committed file.
-        blob = f"jobs/{lease.job_id}/{lease.number}.{lease.epoch}.{new_id('out')}.parquet"
-        sha256 = await self._threads.files(lambda: self._blobs.put(blob, chunk_files.write_result(rows)))
         recorded = await self._threads.write(self._store.chunks.record, lease, blob, sha256, counts)
-        if not recorded.accepted:
+        if not recorded.accepted and await self._threads.files(delete_unnamed, self._store, self._blobs, [blob]) > 0:
             work.is_dropped = True
-            await self._threads.files(self._blobs.delete, blob)
             log.info(
                 "late result dropped", extra={"action": "late_result", "job_id": lease.job_id, "chunk": lease.number}
             )
             return
+        # One that is refused and named was committed by an earlier try, whose answer was an error.
         self.changed_jobs.add(lease.job_id)
-        if recorded.ended is not None:
+        if recorded.ended is not None or not recorded.accepted:
             self._signals.changed(lease.tenant_id)
+        if recorded.ended is not None:
             log.info("job ended", extra={"action": "job_ended", "job_id": lease.job_id, "status": str(recorded.ended)})

@@ -2,10 +2,24 @@
 Records of a job: what submit writes and what readers get.
 """
 
+import re
 from dataclasses import dataclass, field
 
 from milkrun.status import InputFormat, JobKind, JobStatus, OnMismatch, Reuse
 from milkrun.wire import JobSpec
+
+_CHUNK_BLOB = re.compile(r"jobs/([^/]+)/(\d{1,9})\.")
+
+
+def chunk_blob(job_id: str, number: int, rest: str) -> str:
+    """The name of a chunk's file; it says whose it is, so that the chunk is found without an index of names."""
+    return f"jobs/{job_id}/{number}.{rest}.parquet"
+
+
+def chunk_of_blob(name: str) -> tuple[str, int] | None:
+    """The job and the number of the chunk that may name this file; None for what is no chunk's file."""
+    match = _CHUNK_BLOB.match(name)
+    return (match[1], int(match[2])) if match else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

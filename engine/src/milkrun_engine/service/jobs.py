@@ -4,6 +4,7 @@ The front door of jobs.
 
 import asyncio
 import hashlib
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -18,12 +19,14 @@ from milkrun_engine.domain.jobs import JobRecord, NewJob, SubmitResult
 from milkrun_engine.domain.models import ModelSpec
 from milkrun_engine.domain.rows import RowReader
 from milkrun_engine.service import door
+from milkrun_engine.service.leftovers import delete_unnamed
 from milkrun_engine.service.signals import Signals
 from milkrun_engine.service.threads import Threads
 from milkrun_engine.service.views import PageLinks, job_view
 from milkrun_engine.store import Store
 from milkrun_engine.store.input_files import InputFileRecord
 
+log = logging.getLogger(__name__)
 MAX_UPLOAD_BYTES = 200_000_000_000
 _SAFETY_READ_SECONDS = 30.0
 
@@ -108,13 +111,31 @@ class JobService:
         door.check_spec(spec)
         reader = RowReader.of(spec, model.name, {name: model.kind for name, model in self._models.items()})
         source = await self._input(tenant_id, request)
+        try:
+            result = await self._accept(tenant_id, request, source, model, reader)
+        except Exception:
+            await self._forget(source)
+            raise
+        if result.reused:
+            await self._forget(source)
+        self._signals.changed(tenant_id)
+        if result.cancelled is not None:
+            self._signals.stopped(result.cancelled)
+        if not result.reused:
+            self._signals.submitted(model.name)
+        return self._submitted(result)
+
+    async def _accept(
+        self, tenant_id: str, request: SubmitRequest, source: InputFileRecord, model: ModelSpec, reader: RowReader
+    ) -> SubmitResult:
         await self._threads.files(door.check_input, self._blobs.path(source.blob), source.format, reader)
+        spec = request.spec
         new = NewJob(
             tenant_id=tenant_id,
             kind=spec.kind,
             model=model.name,
             spec=spec,
-            input_hash=input_hash(spec, source.sha256),
+            input_hash=input_hash(spec, (request.input and request.input.rows_sha256) or source.sha256),
             input_blob=source.blob,
             input_format=source.format,
             priority=request.priority,
@@ -127,13 +148,14 @@ class JobService:
             labels=request.labels,
             external_url=request.external_url,
         )
-        result = await self._threads.write(self._store.jobs.submit, new)
-        self._signals.changed(tenant_id)
-        if result.cancelled is not None:
-            self._signals.stopped(result.cancelled)
-        if not result.reused:
-            self._signals.submitted(model.name)
-        return self._submitted(result)
+        return await self._threads.write(self._store.jobs.submit, new)
+
+    async def _forget(self, source: InputFileRecord) -> None:
+        """Delete rows that no job took (an upload stays: the ledger names it); what stays, the sweeper finds."""
+        try:
+            await self._threads.files(delete_unnamed, self._store, self._blobs, [source.blob])
+        except Exception:
+            log.exception("an input that no job took stays for now", extra={"action": "input_left"})
 
     async def _input(self, tenant_id: str, request: SubmitRequest) -> InputFileRecord:
         if request.input is not None:
@@ -143,8 +165,8 @@ class JobService:
         except ValueError as error:
             raise InvalidRequest(f"a row is not JSON: {error}") from error
         digest = hashlib.sha256(data).hexdigest()
-        # Named by its content: a repeated submit writes the same bytes to the same name, and adds nothing.
-        name = f"inputs/{tenant_id}/rows-{digest}"
+        # A name of its own, never its content's: the sweeper may be about to delete an old file of equal rows.
+        name = f"inputs/{tenant_id}/{new_id('rows')}"
         await self._threads.files(self._blobs.put, name, data)
         return InputFileRecord(
             id=name, tenant_id=tenant_id, format=InputFormat.jsonl, bytes=len(data), sha256=digest, blob=name

@@ -285,6 +285,7 @@ class Jobs:
                     rows_read=jobs.c.rows_read + window.rows,
                     rows_decided=jobs.c.rows_decided + sum(counts.rows for counts in refused),
                     rows_failed=jobs.c.rows_failed + sum(counts.rows_failed for counts in refused),
+                    rows_refused=jobs.c.rows_refused + sum(counts.rows_failed for counts in refused),
                     prepared=window.last,
                     input_complete=window.last,
                     rows_total=jobs.c.rows_read + window.rows if window.last else None,
@@ -314,7 +315,8 @@ def finish(connection: Connection, now: ColumnElement[float], job_id: str) -> Jo
 
     A job of which no row could run for want of its model ends as failed.
     """
-    nothing_ran = and_(jobs.c.rows_total > 0, jobs.c.rows_unavailable == jobs.c.rows_total)
+    # Rows that were all refused in preparation are no such case: there was nothing to ask the model.
+    nothing_ran = and_(jobs.c.rows_unavailable > 0, jobs.c.rows_unavailable + jobs.c.rows_refused == jobs.c.rows_total)
     ended = connection.execute(
         update(jobs)
         .where(

@@ -66,7 +66,7 @@ input_files = Table(  # uploads, as they came
     Column("format", String, nullable=False),
     Column("bytes", Integer, nullable=False),
     Column("sha256", String, nullable=False),
-    Column("blob", String, nullable=False),
+    Column("blob", String, nullable=False, index=True),
     Column("created_at", Float, nullable=False),
 )
 
@@ -124,6 +124,7 @@ jobs = Table(
     Column("rows_succeeded", Integer, nullable=False, default=0),
     Column("rows_failed", Integer, nullable=False, default=0),
     Column("rows_unavailable", Integer, nullable=False, default=0),
+    Column("rows_refused", Integer, nullable=False, default=0),  # in preparation
     Column("prompt_tokens", Integer, nullable=False, default=0),
     Column("cached_tokens", Integer, nullable=False, default=0),
     Column("completion_tokens", Integer, nullable=False, default=0),
@@ -133,6 +134,7 @@ jobs = Table(
     Index(None, "tenant_id", "status_number"),
     Index(None, "tenant_id", "created_at"),
     Index(None, "tenant_id", "submission_id", unique=True),
+    Index(None, "input_blob"),
     Index("ix_jobs_unprepared", "next_window", "rank", sqlite_where=Column("prepared").is_(False)),
 )
 

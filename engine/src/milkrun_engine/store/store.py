@@ -4,9 +4,11 @@ The ledger as one object: open it, migrate it, use its nouns.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import Select, select
 
+from milkrun_engine.domain.jobs import chunk_of_blob
 from milkrun_engine.store.chunks import Chunks
 from milkrun_engine.store.database import Database
 from milkrun_engine.store.feed import Feed
@@ -37,15 +39,20 @@ class Store:
 
     def named_blobs(self, names: Sequence[str]) -> set[str]:
         """Which of these blobs some row of the ledger names."""
-        columns = (
-            chunks.c.input_blob, chunks.c.result_blob, jobs.c.input_blob, input_files.c.blob
-        )  # fmt: skip
+        numbers: dict[str, list[int]] = {}
+        for job_id, number in filter(None, map(chunk_of_blob, names)):
+            numbers.setdefault(job_id, []).append(number)
+        queries: list[Select[Any]] = [
+            select(column).where(column.in_(names)) for column in (jobs.c.input_blob, input_files.c.blob)
+        ]
+        queries += [  # by job: SQLite finds no index for a list of pairs
+            select(chunks.c.input_blob, chunks.c.result_blob).where(
+                chunks.c.job_id == job_id, chunks.c.number.in_(some)
+            )
+            for job_id, some in numbers.items()
+        ]
         with self.database.read() as connection:
-            return {
-                name
-                for column in columns
-                for name in connection.execute(select(column).where(column.in_(names))).scalars()
-            }
+            return {name for query in queries for row in connection.execute(query) for name in row} & set(names)
 
     def close(self) -> None:
         """Close the database."""

@@ -58,6 +58,9 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["tenant_id"], ["tenants.id"], name=op.f("fk_input_files_tenant_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_input_files")),
     )
+    with op.batch_alter_table("input_files", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_input_files_blob"), ["blob"], unique=False)
+
     op.create_table(
         "jobs",
         sa.Column("id", sa.String(), nullable=False),
@@ -102,6 +105,7 @@ def upgrade() -> None:
         sa.Column("rows_succeeded", sa.Integer(), nullable=False),
         sa.Column("rows_failed", sa.Integer(), nullable=False),
         sa.Column("rows_unavailable", sa.Integer(), nullable=False),
+        sa.Column("rows_refused", sa.Integer(), nullable=False),
         sa.Column("prompt_tokens", sa.Integer(), nullable=False),
         sa.Column("cached_tokens", sa.Integer(), nullable=False),
         sa.Column("completion_tokens", sa.Integer(), nullable=False),
@@ -111,6 +115,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_jobs")),
     )
     with op.batch_alter_table("jobs", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_jobs_input_blob"), ["input_blob"], unique=False)
         batch_op.create_index(
             batch_op.f("ix_jobs_tenant_id_change_number"), ["tenant_id", "change_number"], unique=False
         )
