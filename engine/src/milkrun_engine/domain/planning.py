@@ -72,7 +72,7 @@ def _by_pool(rows: Iterable[PreparedRow]) -> dict[str, list[PreparedRow]]:
 
 def pack_permutation(first_index: int, window: int, chunks: Sequence[Sequence[int]]) -> bytes:
     """
-    Write where each row of a window went: index → (chunk, slot).
+    Write where each row of a window went: index → (chunk, slot), two 32-bit numbers a row, compressed.
 
     Args:
         first_index: the window's first row.
@@ -85,9 +85,3 @@ def pack_permutation(first_index: int, window: int, chunks: Sequence[Sequence[in
             at = 2 * (index - first_index)
             places[at], places[at + 1] = ordinal, slot
     return zlib.compress(places.tobytes(), 1)
-
-
-def unpack_permutation(packed: bytes) -> list[tuple[int, int]]:
-    """Read `pack_permutation`'s bytes: for each row of the window its chunk's ordinal and its slot."""
-    places = array("I", zlib.decompress(packed))
-    return list(zip(places[::2], places[1::2], strict=True))

@@ -11,9 +11,10 @@ from typing import Any, TypeAlias
 
 import msgspec
 
+from milkrun_engine.domain import rows
 from milkrun_engine.replicas.base import HandOut, HandOutRow
 
-CHAT, COMPLETION, EMBEDDING = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
+CHAT, COMPLETION, EMBEDDING = rows.CHAT, rows.COMPLETION, rows.EMBEDDING  #: the endpoints of a request
 
 Request: TypeAlias = dict[str, Any]  #: an effective request in the OpenAI shape
 
