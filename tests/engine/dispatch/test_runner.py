@@ -13,7 +13,7 @@ from milkrun_engine.blobs.chunk_files import InputRow
 from milkrun_engine.dispatch.breaker import Breaker
 from milkrun_engine.dispatch.quarantine import Quarantine
 from milkrun_engine.dispatch.runner import ReplicaRunner
-from milkrun_engine.dispatch.work import ChunkWork, Feed
+from milkrun_engine.dispatch.work import MOST_BYTES, ChunkWork, Feed
 from milkrun_engine.domain.leases import Lease, Suspicion
 from milkrun_engine.domain.models import ModelSpec
 from milkrun_engine.domain.rows import CHAT
@@ -23,12 +23,12 @@ pytestmark = pytest.mark.anyio
 _SECONDS = 5.0
 
 
-def a_work(number: int, rows: int = 8) -> ChunkWork:
+def a_work(number: int, rows: int = 8, body: bytes = b"{}") -> ChunkWork:
     lease = Lease(
         chunk_id=number, number=number, job_id=f"job_{number}", tenant_id="default", pool="echo", rank=0.0, priority=1,
         epoch=1, job_epoch=1, attempts=1, rows=rows, input_blob="", input_sha256="", defaults=b"{}",
     )  # fmt: skip
-    return ChunkWork(lease, [InputRow(number * rows + slot, None, CHAT, b"{}") for slot in range(rows)])
+    return ChunkWork(lease, [InputRow(number * rows + slot, None, CHAT, body) for slot in range(rows)])
 
 
 class Handle:
@@ -151,3 +151,27 @@ async def test_a_cancelled_runner_gives_its_rows_back() -> None:
         await until(lambda: bench.runner.rows_in_flight == 8)
         assert bench.feed.waiting_rows == 0
     assert bench.feed.waiting_rows == 8
+
+
+async def test_a_replica_has_no_more_bytes_than_the_bound() -> None:
+    handle = Handle()
+    bench, work = Bench(handle), a_work(0, body=bytes(30_000_000))
+    bench.feed.add(work)
+    async with bench.running():
+        await until(lambda: bench.runner.rows_in_flight > 0)
+        await asyncio.sleep(0.05)
+        assert bench.runner.rows_in_flight == MOST_BYTES // 30_000_000
+        handle.let.set()
+        await until(lambda: work.is_whole)
+
+
+async def test_a_row_larger_than_the_bound_goes_alone() -> None:
+    handle = Handle()
+    bench, work = Bench(handle), a_work(0, rows=2, body=bytes(MOST_BYTES + 1))
+    bench.feed.add(work)
+    async with bench.running():
+        await until(lambda: bench.runner.rows_in_flight > 0)
+        await asyncio.sleep(0.05)
+        assert bench.runner.rows_in_flight == 1
+        handle.let.set()
+        await until(lambda: work.is_whole)

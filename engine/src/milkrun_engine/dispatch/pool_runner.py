@@ -4,6 +4,7 @@ One pool's runner: claims chunks for its model, keeps its replicas, commits whol
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Coroutine
 from typing import Any
@@ -14,11 +15,11 @@ from milkrun_engine.dispatch.breaker import Breaker
 from milkrun_engine.dispatch.quarantine import Quarantine
 from milkrun_engine.dispatch.recorder import Recorder
 from milkrun_engine.dispatch.runner import ReplicaRunner
-from milkrun_engine.dispatch.work import ChunkWork, Feed
+from milkrun_engine.dispatch.work import MOST_BYTES, ChunkWork, Feed
 from milkrun_engine.domain.errors import BlobCorrupt
 from milkrun_engine.domain.leases import Lease, Suspicion
 from milkrun_engine.domain.models import ModelSpec
-from milkrun_engine.domain.planning import CHUNK_ROWS_MAX
+from milkrun_engine.domain.planning import CHUNK_ROWS_MAX, WINDOW_BYTES
 from milkrun_engine.replicas.base import Pool
 from milkrun_engine.service.signals import Signals, wait_event
 from milkrun_engine.service.threads import Threads
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 _ROUND_SECONDS = 1.0
 _MOST_CLAIMS = 16
 _GIVE_UP_CLAIMS = 64
+_MOST_UNRECORDED_ROWS = 16 * CHUNK_ROWS_MAX  # a second's work of echo; commits take milliseconds
 
 
 class PoolRunner:
@@ -64,18 +66,19 @@ class PoolRunner:
         self._feed = Feed()
         self._quarantine = Quarantine(self._suspect, self.settled)
         self.works: dict[int, ChunkWork] = {}  #: claimed chunks by id, until they are committed or dropped
-        self._committing: set[ChunkWork] = set()
+        self._committing: set[ChunkWork] = set()  # whole, and not yet recorded
         self._runners: dict[ReplicaRunner, asyncio.Task[None]] = {}
         self._recording: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._has_work = False
         self._news = 0  # how often there may have been something new to claim
-        self._drained_at = -1  # the news at which a claim found too few
-        self._overtaken_at = -1  # the news at which nothing was due sooner than what waits
+        # Of the last claim that found too few: the news then, and the rank that it was to be sooner than.
+        self._exhausted: tuple[int, float | None] = (-1, None)
         self._worked_at = time.monotonic()
         # Of the last claim, to know how many chunks fill a window. The most at first: an engine that
         # comes back to a large job must not lease sixteen chunks where one is enough.
         self._chunk_rows = CHUNK_ROWS_MAX
+        self._chunk_bytes = WINDOW_BYTES
 
     @property
     def state(self) -> str:
@@ -153,27 +156,30 @@ class PoolRunner:
         window = sum(runner.info.window_rows for runner in self._runners if runner.info)
         if not window:
             return
-        claim = self._store.chunks.claim
-        news = self._news  # as of before the claim: what comes in meanwhile is looked at again
-        if self._feed.waiting_rows < window:
-            if self._drained_at == news:
-                return
-            room = 2 * window - self._feed.waiting_rows
-            limit = max(1, min(_MOST_CLAIMS, room // self._chunk_rows))
-            leases = await self._threads.write(claim, self.spec.name, self._owner, limit)
-            if len(leases) < limit:
-                self._drained_at = news
-        elif self._overtaken_at != news:
-            # Full, but what is due sooner than the last that waits may still come in.
-            last = self._feed.last_rank
-            leases = await self._threads.write(claim, self.spec.name, self._owner, 1, before_rank=last)
-            if not leases:
-                self._overtaken_at = news
-        else:
+        # A full window's last row: what is due sooner may still come in, until that fills the window.
+        rank = self._feed.rank_at(window)
+        looked = self._news, rank  # as of before the claim: what comes in meanwhile is looked at again
+        if self._exhausted == looked:
             return
+        room = 2 * window - self._feed.waiting_rows
+        limit = self._claimable(1 if rank is not None else max(1, min(_MOST_CLAIMS, room // self._chunk_rows)))
+        if not limit:
+            return
+        claim = self._store.chunks.claim
+        leases = await self._threads.write(claim, self.spec.name, self._owner, limit, before_rank=rank)
+        if len(leases) < limit:
+            self._exhausted = looked
         await self._accept(leases)
         if leases:
             self._wake.set()
+
+    def _claimable(self, wanted: int) -> int:
+        """How many of the wanted chunks fit into memory, also while the disk takes no results."""
+        if sum(len(work.rows) for work in self._committing) >= _MOST_UNRECORDED_ROWS:
+            return 0
+        held = sum(work.bytes for work in (*self.works.values(), *self._committing))
+        free = MOST_BYTES * (1 + len(self._runners)) - held
+        return max(0, min(wanted, math.ceil(free / self._chunk_bytes)))
 
     async def _accept(self, leases: list[Lease]) -> None:
         if not leases:
@@ -183,16 +189,19 @@ class PoolRunner:
             self._store.chunks.start_jobs, sorted({lease.job_id for lease in leases})
         ):
             self._signals.changed(tenant_id)
+        largest = 1
         for lease in leases:
             work = await self._load(lease)
             if work is None:
                 continue
+            largest = max(largest, work.bytes)
             if (old := self.works.get(lease.chunk_id)) is not None:
                 await self.drop(old)  # its lease ended before a heartbeat could tell
             self.works[lease.chunk_id] = work
             self._quarantine.add(work)
             self._feed.add(work)
             self.settled(work)
+        self._chunk_bytes = largest
         self._wake_runners()
 
     async def _load(self, lease: Lease) -> ChunkWork | None:
@@ -212,10 +221,10 @@ class PoolRunner:
         """Commit a chunk once it is whole; see `RunnerHost`."""
         if work.is_whole and self.works.get(work.lease.chunk_id) is work:
             del self.works[work.lease.chunk_id]
+            self._committing.add(work)
             self._spawn(self._commit(work))
 
     async def _commit(self, work: ChunkWork) -> None:
-        self._committing.add(work)
         try:
             await self._recorder.record(work)
         finally:
@@ -240,7 +249,9 @@ class PoolRunner:
     async def _give_up(self) -> None:
         """End the undecided chunks of a model that does not load; a job submitted later tries it anew."""
         message = f"the model {self.spec.name} could not be loaded: {self._breaker.reason}"
-        leases = await self._threads.write(self._store.chunks.claim, self.spec.name, self._owner, _GIVE_UP_CLAIMS)
+        leases: list[Lease] = []
+        if limit := self._claimable(_GIVE_UP_CLAIMS):
+            leases = await self._threads.write(self._store.chunks.claim, self.spec.name, self._owner, limit)
         await self._accept(leases)
         for work in list(self.works.values()):
             self._feed.remove(work)

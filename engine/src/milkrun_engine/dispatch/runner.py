@@ -13,7 +13,7 @@ from typing import Protocol
 
 from milkrun_engine.dispatch.breaker import Breaker
 from milkrun_engine.dispatch.quarantine import Quarantine
-from milkrun_engine.dispatch.work import ChunkWork, Feed
+from milkrun_engine.dispatch.work import MOST_BYTES, ChunkWork, Feed
 from milkrun_engine.domain.models import ModelSpec
 from milkrun_engine.replicas.base import (
     HandOut,
@@ -51,6 +51,7 @@ class _InFlight:
     id: int
     work: ChunkWork
     open: set[int]
+    bytes: int  #: of its rows, until all have ended: it is held as a whole
     task: "asyncio.Task[None] | None" = None
 
 
@@ -138,16 +139,17 @@ class ReplicaRunner:
                 return
         free = info.window_rows - self.rows_in_flight
         smallest = min(_SMALLEST_HAND_OUT, info.handout_rows, info.window_rows)
-        while free >= smallest or (free and not self._in_flight):
-            taken = self._feed.take(min(free, info.handout_rows))
+        free_bytes = MOST_BYTES - sum(flight.bytes for flight in self._in_flight.values())
+        while (free >= smallest and free_bytes > 0) or (free and not self._in_flight):
+            taken = self._feed.take(min(free, info.handout_rows), free_bytes)
             if taken is None:
                 break
             free -= len(taken[1])
-            self._send(handle, *taken)
+            free_bytes -= self._send(handle, *taken).bytes
         if self._feed.waiting_rows < info.window_rows:
             self._host.wake()
 
-    def _send(self, handle: ReplicaHandle, work: ChunkWork, slots: list[int]) -> None:
+    def _send(self, handle: ReplicaHandle, work: ChunkWork, slots: list[int]) -> _InFlight:
         lease = work.lease
         handout = HandOut(
             id=next(_hand_out_ids),
@@ -158,9 +160,10 @@ class ReplicaRunner:
             defaults=lease.defaults,
             rows=work.hand_out_rows(slots),
         )
-        flight = _InFlight(handout.id, work, set(slots))
+        flight = _InFlight(handout.id, work, set(slots), sum(len(row.body) for row in handout.rows))
         self._in_flight[handout.id] = flight
         flight.task = asyncio.create_task(self._receive(handle, handout, flight))
+        return flight
 
     async def _receive(self, handle: ReplicaHandle, handout: HandOut, flight: _InFlight) -> None:
         try:

@@ -14,6 +14,7 @@ from milkrun_engine.domain.leases import Lease, Suspicion
 from milkrun_engine.replicas.base import HandOutRow, Outcome
 
 _MOST_RETURNS = 3
+MOST_BYTES = 128_000_000  #: of bodies that one replica has, and of those that wait; a row may have 10 MB
 
 
 @dataclass(eq=False, slots=True)
@@ -29,12 +30,14 @@ class ChunkWork:
     waiting: deque[int] = field(default_factory=deque)  #: slots that wait for a replica
     results: dict[int, ResultRow] = field(default_factory=dict)  #: by slot
     suspects: dict[int, Suspicion] = field(default_factory=dict)
+    bytes: int = 0  #: that it holds: its rows' bodies, and the outputs so far
     is_dropped: bool = False  #: its lease or its job is gone: nothing of it counts any more
     _slots: dict[int, int] = field(default_factory=dict)  # by row index
     _returns: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.suspects = dict(self.lease.suspects)
+        self.bytes = sum(len(row.body) for row in self.rows)
         self._slots = {row.index: slot for slot, row in enumerate(self.rows)}
         for slot, suspicion in self.suspects.items():
             if suspicion.is_guilty:
@@ -71,6 +74,7 @@ class ChunkWork:
         if slot is None or slot not in allowed:
             return False
         allowed.discard(slot)
+        self.bytes += len(outcome.output or b"")
         row = self.rows[slot]
         self.results[slot] = ResultRow(
             index=row.index,
@@ -129,12 +133,17 @@ class Feed:
             bisect.insort(self._works, work, key=lambda known: known.order)
             self.waiting_rows += len(work.waiting)
 
-    def take(self, most: int) -> tuple[ChunkWork, list[int]] | None:
-        """Take the next rows, all of one chunk."""
+    def take(self, most: int, most_bytes: int) -> tuple[ChunkWork, list[int]] | None:
+        """Take the next rows, all of one chunk; at least one, however large it is."""
         if not self._works:
             return None
         work = self._works[0]
-        slots = [work.waiting.popleft() for _ in range(min(most, len(work.waiting)))]
+        slots: list[int] = []
+        while work.waiting and len(slots) < most:
+            most_bytes -= len(work.rows[work.waiting[0]].body)
+            if slots and most_bytes < 0:
+                break
+            slots.append(work.waiting.popleft())
         self.waiting_rows -= len(slots)
         if not work.waiting:
             del self._works[0]
@@ -152,7 +161,10 @@ class Feed:
             self._works.remove(work)
             self.waiting_rows -= len(work.waiting)
 
-    @property
-    def last_rank(self) -> float | None:
-        """The rank of the chunk that waits longest: one that is due sooner may overtake it."""
-        return self._works[-1].lease.rank if self._works else None
+    def rank_at(self, row: int) -> float | None:
+        """The rank of the waiting row at this place, from 1; None when fewer wait."""
+        for work in self._works:
+            row -= len(work.waiting)
+            if row <= 0:
+                return work.lease.rank
+        return None
