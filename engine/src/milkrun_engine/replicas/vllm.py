@@ -7,11 +7,13 @@ there; only HTTP is left out. A row's error never quotes the row.
 """
 
 import asyncio
+import hashlib
 import json
 import logging
 import os
 import re
 from argparse import Namespace
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack
 from importlib.metadata import version
@@ -53,6 +55,7 @@ log = logging.getLogger(__name__)
 _FLUSH_SECONDS = 0.005  # rows that finish in one step go out as one list
 _WATCH_SECONDS = 0.5
 _MAX_MESSAGE = 300
+_MOST_VERDICTS = 1_024
 _SOURCE = re.compile(r"\[[\d:]+\] \S+:\d+: ")
 _embedding_request: TypeAdapter[Any] = TypeAdapter(EmbeddingRequest)
 
@@ -76,7 +79,8 @@ class VllmReplica:
         self._serving = State()
         self._watch: asyncio.Task[None] | None = None
         self._rows: dict[int, set[asyncio.Task[Outcome]]] = {}  # by hand-out
-        self._verdicts: dict[bytes, str | None] = {}  # constraint → why it was refused
+        # By a constraint's digest why it was refused, the latest used last: every row may bring its own.
+        self._verdicts: OrderedDict[bytes, str | None] = OrderedDict()
 
     async def start(self) -> ReplicaInfo:
         """Load the model; blocks the event loop for most of that time, as vLLM's constructor does."""
@@ -213,9 +217,12 @@ class VllmReplica:
 
     def _check_constraint(self, limit: tuple[str, Any], request: Any) -> None:
         """Tell a bad schema from other bad parameters: ask vLLM about the constraint alone, once for each."""
-        key = msgspec.json.encode(limit)
+        key = hashlib.blake2b(msgspec.json.encode(limit), digest_size=16).digest()
         if key not in self._verdicts:
             self._verdicts[key] = self._judge(request)
+            if len(self._verdicts) > _MOST_VERDICTS:
+                self._verdicts.popitem(last=False)
+        self._verdicts.move_to_end(key)
         if (verdict := self._verdicts[key]) is not None:
             raise _Refused(RowErrorCode.schema_rejected, verdict)
 
