@@ -101,9 +101,9 @@ class Interruption:
 
 
 class Sighting(NamedTuple):
-    """A job as the change feed showed it."""
+    """A job as the change feed showed it; an answer without jobs is one of no job."""
 
-    job_id: str
+    job_id: str | None
     status: str
     decided: int
     number: int  #: of the feed's cursor
@@ -122,4 +122,4 @@ class Evidence:
     sightings: Sequence[Sighting] = ()
     expected: Sequence[Answer] | None = None  #: by index: a reference run, or a function of the input
     spare_executions: int = 0  #: rows that may have run again because a replica died
-    cursors: Sequence[int] = field(default=())  #: the feed's cursors in the order in which they came
+    cursors: Sequence[int] = field(default=())  #: the feed's in the order in which they came; none: nobody watched

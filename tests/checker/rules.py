@@ -169,7 +169,9 @@ def rows_redone(evidence: Evidence) -> int:
 
 
 def feed_moves_forward(evidence: Evidence) -> Iterator[str]:
-    """The change feed never showed a state earlier than one that it had shown before."""
+    """The change feed showed the job, and never a state earlier than one that it had shown before."""
+    if evidence.cursors and not evidence.sightings:
+        yield "the change feed never showed the job"
     if list(evidence.cursors) != sorted(evidence.cursors):
         yield "the change feed's cursor went backwards"
     for before, after in zip(evidence.sightings, evidence.sightings[1:], strict=False):

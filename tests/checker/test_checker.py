@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+import httpx
 import pytest
 from stories.server import Server
 
-from checker import Evidence, Sighting, echo_answers, violations
+from checker import Evidence, FeedWatcher, Sighting, echo_answers, violations
 from checker.facts import Chunk
 
 pytestmark = pytest.mark.engine
@@ -20,9 +21,10 @@ T = TypeVar("T")
 @pytest.fixture(scope="module")
 def right(tmp_path_factory: pytest.TempPathFactory) -> Evidence:
     """The evidence of a run without any trouble."""
-    with Server(tmp_path_factory.mktemp("server")) as server, server.client() as client, server.watched() as feed:
-        job_id = client.infer(TEXTS)
-        client.wait(job_id, timeout=60)
+    with Server(tmp_path_factory.mktemp("server")) as server, server.client() as client:
+        with server.watched() as feed:
+            job_id = client.infer(TEXTS)
+            client.wait(job_id, timeout=60)
         return server.evidence(job_id, echo_answers(TEXTS), feed=feed)
 
 
@@ -112,6 +114,7 @@ WRONGS: dict[str, tuple[Callable[[Evidence], Evidence], str]] = {
     "computed twice": (_ran_again, "1 rows ran again; the interrupted leases held 0"),
     "a lease vanished": (_without_lease, "no interruption took that lease"),
     "the feed went back": (_feed_back, "the change feed went backwards"),
+    "the feed was silent": (lambda right: replace(right, sightings=[]), "the change feed never showed the job"),
     "the cursor went back": (lambda right: replace(right, cursors=[3, 2]), "cursor went backwards"),
 }
 
@@ -122,3 +125,29 @@ def test_each_wrong_is_named(right: Evidence, wrong: str) -> None:
     tamper, sentence = WRONGS[wrong]
     found = violations(tamper(right))
     assert any(sentence in broken for broken in found), found
+
+
+def test_a_job_without_a_watcher_has_no_violation(right: Evidence) -> None:
+    """Nobody who watched has missed nothing."""
+    assert [] == violations(replace(right, sightings=[], cursors=[]))
+
+
+def test_a_watcher_without_an_answer_fails() -> None:
+    """No server, no watch."""
+    with pytest.raises(httpx.ConnectError), FeedWatcher("http://127.0.0.1:9", "key"):
+        pass
+
+
+@pytest.mark.parametrize("status", [401, 500])
+def test_a_watcher_that_is_refused_on_the_way_fails(status: int) -> None:
+    """An answer that no waiter may expect is told at the end of the watch; so is whatever ends its thread."""
+    answers = iter([(200, {"cursor": "feed.1", "jobs": []})])
+
+    def answer(_request: httpx.Request) -> httpx.Response:
+        code, body = next(answers, (status, {}))
+        return httpx.Response(code, json=body)
+
+    watcher = FeedWatcher("http://engine.test", "key")
+    watcher._http = httpx.Client(base_url="http://engine.test", transport=httpx.MockTransport(answer))
+    with pytest.raises(httpx.HTTPStatusError), watcher:
+        pass
