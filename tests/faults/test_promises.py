@@ -203,7 +203,6 @@ class WitnessedPool(LocalPool):
         self.unwritten: list[int] = []
         self.handed_again = 0
         self.in_flight_at_death: set[int] = set()
-        self.job_id = ""
 
     async def start_replica(self, spec: ModelSpec) -> Any:
         return WitnessedHandle(await super().start_replica(spec), self)
