@@ -19,6 +19,7 @@ from milkrun._options import SubmitOptions
 from milkrun._outputs import ResultRow, RowError
 from milkrun._results import AsyncResults, Results
 from milkrun._waiting import Progress
+from milkrun._watcher import Watcher
 from milkrun.exceptions import (
     AuthenticationError,
     Conflict,
@@ -42,13 +43,15 @@ from milkrun.exceptions import (
     UnexpectedResponse,
     WaitTimeout,
 )
-from milkrun.status import FeedEvents, JobKind, JobStatus, OnMismatch, Reuse, RowErrorCode, RowStatus
-from milkrun.wire import Changes, Job, ModelInfo, OutputSchema, Submitted, Usage
+from milkrun.status import CallbackKind, FeedEvents, JobKind, JobStatus, OnMismatch, Reuse, RowErrorCode, RowStatus
+from milkrun.wire import Callback, Changes, Job, ModelInfo, OutputSchema, Submitted, Usage
 
 __all__ = [
     "AsyncMilkrun",
     "AsyncResults",
     "AuthenticationError",
+    "Callback",
+    "CallbackKind",
     "Changes",
     "Conflict",
     "ConnectError",
@@ -87,6 +90,7 @@ __all__ = [
     "UnexpectedResponse",
     "Usage",
     "WaitTimeout",
+    "Watcher",
     "await_job_results",
     "embed",
     "infer",

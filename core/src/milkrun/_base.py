@@ -4,7 +4,7 @@ What both clients are before any I/O: their settings, and the checks of their ar
 
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from uuid import uuid4
 
@@ -20,7 +20,7 @@ from milkrun.settings import Settings
 from milkrun.status import FeedEvents, JobStatus, Reuse
 
 _SPEC = ("kind", "model", "system_prompt", "key_column")
-_REQUEST = ("reuse", "on_mismatch", "name", "description", "external_url")
+_REQUEST = ("reuse", "on_mismatch", "name", "description", "external_url", "callback")
 
 
 class BaseClient:
@@ -108,8 +108,16 @@ class BaseClient:
         )
 
     def _jobs(
-        self, limit: int | None, status: JobStatus | str | None, labels: Mapping[str, str] | None
+        self,
+        limit: int | None,
+        status: JobStatus | str | None,
+        labels: Mapping[str, str] | None,
+        ids: Iterable[str] | None,
     ) -> Operation[list[wire.Job]]:
+        if ids is not None:
+            if isinstance(ids, str) or status is not None or labels:
+                raise TypeError("ids= takes a list of job ids, and goes alone")
+            return _operations.jobs_by_id(self._link, list(ids))
         return _operations.jobs(
             self._link, limit=limit, status=None if status is None else JobStatus(status), labels=labels
         )

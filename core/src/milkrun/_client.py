@@ -94,10 +94,15 @@ class Milkrun(BaseClient):
         return self._driver.run(_operations.job(self._link, job_id))
 
     def jobs(
-        self, limit: int | None = 100, status: JobStatus | str | None = None, labels: Mapping[str, str] | None = None
+        self,
+        limit: int | None = 100,
+        status: JobStatus | str | None = None,
+        labels: Mapping[str, str] | None = None,
+        *,
+        ids: Iterable[str] | None = None,
     ) -> list[wire.Job]:
-        """Return jobs, newest first."""
-        return self._driver.run(self._jobs(limit, status, labels))
+        """Return jobs, newest first; or those of the `ids`, any number, that exist, in no order."""
+        return self._driver.run(self._jobs(limit, status, labels, ids))
 
     def wait(self, job_id: str, timeout: float | None = None, on_progress: Progress | None = None) -> wire.Job:
         """
@@ -177,6 +182,10 @@ class Milkrun(BaseClient):
         With a `claim` (from submit or attach) an older attempt can't stop a newer one's job: that is a `Conflict`.
         """
         return self._driver.run(_operations.cancel(self._link, job_id, claim))
+
+    def cancel_labelled(self, labels: Mapping[str, str]) -> list[wire.Job]:
+        """Stop every live job that carries all of the labels, and return them."""
+        return self._driver.run(_operations.cancel_labelled(self._link, labels))
 
     def models(self) -> list[wire.ModelInfo]:
         """Return the models that jobs may name."""
@@ -262,10 +271,15 @@ class AsyncMilkrun(BaseClient):
         return await self._driver.run(_operations.job(self._link, job_id))
 
     async def jobs(
-        self, limit: int | None = 100, status: JobStatus | str | None = None, labels: Mapping[str, str] | None = None
+        self,
+        limit: int | None = 100,
+        status: JobStatus | str | None = None,
+        labels: Mapping[str, str] | None = None,
+        *,
+        ids: Iterable[str] | None = None,
     ) -> list[wire.Job]:
-        """Return jobs, newest first."""
-        return await self._driver.run(self._jobs(limit, status, labels))
+        """Return jobs, newest first; or those of the `ids`, any number, that exist, in no order."""
+        return await self._driver.run(self._jobs(limit, status, labels, ids))
 
     async def wait(self, job_id: str, timeout: float | None = None, on_progress: Progress | None = None) -> wire.Job:
         """
@@ -345,6 +359,10 @@ class AsyncMilkrun(BaseClient):
         With a `claim` (from submit or attach) an older attempt can't stop a newer one's job: that is a `Conflict`.
         """
         return await self._driver.run(_operations.cancel(self._link, job_id, claim))
+
+    async def cancel_labelled(self, labels: Mapping[str, str]) -> list[wire.Job]:
+        """Stop every live job that carries all of the labels, and return them."""
+        return await self._driver.run(_operations.cancel_labelled(self._link, labels))
 
     async def models(self) -> list[wire.ModelInfo]:
         """Return the models that jobs may name."""

@@ -6,7 +6,7 @@ what is yielded, blocking or awaiting. Waiting for jobs is in `milkrun._waiting`
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
@@ -180,9 +180,26 @@ def jobs(
     return found[:limit]
 
 
+def jobs_by_id(
+    link: Link, ids: Sequence[str], *, policy: _retry.Policy = _retry.QUICK, deadline: float | None = None
+) -> Operation[list[wire.Job]]:
+    """Read those of the jobs that exist."""
+    found: list[wire.Job] = []
+    for start in range(0, len(ids), PAGE_JOBS):
+        call = _requests.get_jobs(limit=PAGE_JOBS, ids=ids[start : start + PAGE_JOBS])
+        answer = yield from exchange(link, call, policy=policy, deadline=deadline)
+        found += _requests.read(wire.JobList, answer).jobs
+    return found
+
+
 def cancel(link: Link, job_id: str, claim: int | None) -> Operation[wire.Job]:
     """Stop a job."""
     return _requests.read(wire.Job, (yield from exchange(link, _requests.cancel(job_id, claim))))
+
+
+def cancel_labelled(link: Link, labels: Mapping[str, str]) -> Operation[list[wire.Job]]:
+    """Stop all live jobs with these labels."""
+    return _requests.read(wire.JobList, (yield from exchange(link, _requests.cancel_labelled(labels)))).jobs
 
 
 def models(link: Link) -> Operation[list[wire.ModelInfo]]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypedDict, TypeVar, cast, get_type_hints
 
 from milkrun.status import JobKind, OnMismatch, Reuse
+from milkrun.wire import Callback
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -34,6 +35,7 @@ class SubmitOptions(TypedDict, total=False):
     description: str | None
     labels: Mapping[str, str] | None  #: to filter lists and the change feed by
     external_url: str | None  #: back to the orchestrator's run
+    callback: Callback | Mapping[str, Any] | None  #: where the engine says that the job has ended
 
 
 DEFAULTS: Mapping[str, Any] = {

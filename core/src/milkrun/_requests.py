@@ -163,6 +163,12 @@ def cancel(job_id: str, claim: int | None) -> Call:
     return Call(method="POST", path=f"{_job_path(job_id)}/cancel", body=body, about=job_id)
 
 
+def cancel_labelled(labels: Mapping[str, str]) -> Call:
+    """Stop all live jobs with these labels."""
+    body = wire.CancelLabelledRequest(labels=dict(labels)).model_dump_json().encode()
+    return Call(method="POST", path="/api/jobs/cancel", body=body)
+
+
 def results_page(job_id: str, *, after: int, limit: int) -> Call:
     """Read the rows behind an index."""
     params = (("after", str(after)), ("limit", str(limit)))

@@ -7,14 +7,13 @@ is never missed; when the feed has lost the cursor it does both again.
 
 from collections.abc import Callable, Iterable, Mapping
 
-from milkrun import _requests, _retry, outcome, wire
+from milkrun import _retry, outcome, wire
 from milkrun._drivers import Emit, Operation, Stream, Tell
-from milkrun._operations import Link, changes, exchange, job
+from milkrun._operations import Link, changes, job, jobs_by_id
 from milkrun.exceptions import NotFound, RequestError, ResponseError, WaitTimeout
 from milkrun.status import FeedEvents
 
 POLL_SECONDS = 25.0  # how long one request to the change feed may stay open
-IDS_A_REQUEST = 100
 Progress = Callable[[wire.Job], object]  #: called with the job; the awaiting client also takes a coroutine function
 
 
@@ -36,7 +35,7 @@ def wait(link: Link, job_id: str, *, timeout: float | None, on_progress: Progres
                 news = yield from _poll(link, cursor, on, deadline)
                 cursor = news.cursor if news else None
                 if news and job_id in news.deleted:
-                    raise _deleted([job_id])
+                    raise deleted([job_id])
                 seen = next((changed for changed in news.jobs if changed.id == job_id), seen) if news else seen
             if on_progress is not None and seen != told:
                 yield Tell(on_progress, seen)
@@ -71,7 +70,7 @@ def as_ended(link: Link, job_ids: Iterable[str], *, timeout: float | None) -> St
                 cursor = news.cursor if news else None
                 found = news.jobs if news else []
                 if news and (gone := pending.keys() & set(news.deleted)):
-                    raise _deleted(sorted(gone))
+                    raise deleted(sorted(gone))
         except (RequestError, ResponseError) as error:
             if not error.retryable or not _is_over(link, deadline) or None in pending.values():
                 raise
@@ -109,17 +108,14 @@ def _poll(link: Link, cursor: str, on: FeedEvents, deadline: float | None) -> Op
 
 
 def _jobs_by_id(link: Link, ids: list[str], policy: _retry.Policy, deadline: float | None) -> Operation[list[wire.Job]]:
-    found: list[wire.Job] = []
-    for start in range(0, len(ids), IDS_A_REQUEST):
-        call = _requests.get_jobs(limit=IDS_A_REQUEST, ids=ids[start : start + IDS_A_REQUEST])
-        answer = yield from exchange(link, call, policy=policy, deadline=deadline)
-        found += _requests.read(wire.JobList, answer).jobs
+    found = yield from jobs_by_id(link, ids, policy=policy, deadline=deadline)
     if missing := set(ids) - {each.id for each in found}:
-        raise _deleted(sorted(missing))
+        raise deleted(sorted(missing))
     return found
 
 
-def _deleted(ids: list[str]) -> NotFound:
+def deleted(ids: list[str]) -> NotFound:
+    """Make the error of jobs that are not there (any more)."""
     return NotFound(
         f"No such job, or it was deleted: {', '.join(ids[:5])}{' …' if len(ids) > 5 else ''}. "
         "Check the id; a deleted job's results are gone, so submit it again.",

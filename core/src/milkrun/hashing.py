@@ -37,6 +37,11 @@ def rows_sha256(rows: Iterable[Any]) -> str:
     return digest.hexdigest()
 
 
+def key_of(*parts: str | int) -> str:
+    """Make one idempotency key of what stays the same across an orchestrator's retries (hex SHA-256)."""
+    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()
+
+
 def input_hash(spec: JobSpec, rows_sha256: str) -> str:
     """Hash all that decides a job's answers: the rows and the spec (hex SHA-256)."""
     canonical = json.dumps(

@@ -24,7 +24,8 @@ def check(job: Job, max_failed_rows: int | None = None) -> Job:
             if max_failed_rows is not None and job.rows_failed > max_failed_rows:
                 raise TooManyRowsFailed(
                     f"{about} has {job.rows_failed} failed rows{_codes(job)}, {max_failed_rows} are allowed. "
-                    f"Its results stay readable; the rows' errors say why. {job.url}",
+                    "Its results stay readable, and the rows' errors say why; a retry finds the same job, "
+                    f"reuse='never' runs all rows again. {job.url}",
                     job=job,
                 )
             return job

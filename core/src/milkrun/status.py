@@ -78,6 +78,13 @@ class OnMismatch(StrEnum):
     #: cancel the old job if it is alive; the new one takes the key
 
 
+class CallbackKind(StrEnum):
+    """What the engine sends when a job has ended; a wake-up hint, never data."""
+
+    generic = "generic"  #: a signed POST (Standard Webhooks) to a receiver of the user's
+    prefect_resume = "prefect_resume"  #: resume a suspended Prefect flow run; its server's reply is read
+
+
 class FeedEvents(StrEnum):
     """Which changes of a job a reader of the change feed hears about."""
 

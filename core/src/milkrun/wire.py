@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-from milkrun.status import TERMINAL, InputFormat, JobKind, JobStatus, OnMismatch, Reuse
+from milkrun.status import TERMINAL, CallbackKind, InputFormat, JobKind, JobStatus, OnMismatch, Reuse
 
 MAX_INLINE_BYTES = 262_144  #: larger inputs are uploaded as a file first
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -87,6 +87,20 @@ class JobSpec(_Request):
     key_column: str | None = None  #: the column that labels a row in the results
 
 
+class Callback(_Request):
+    """
+    Where to say that a job has ended, however it ended.
+
+    The body of a `generic` one is `{"type": "job.succeeded", "timestamp": …, "data": {"id": …, "status": …}}`,
+    signed with `secret` as https://www.standardwebhooks.com says; the receiver reads the job from the engine.
+    """
+
+    kind: CallbackKind = CallbackKind.generic
+    url: str = Field(max_length=2_000, pattern="^https?://")
+    secret: str | None = Field(default=None, repr=False)  #: `whsec_` and base64; a generic one without it is not signed
+    headers: dict[str, str] = Field(default_factory=dict, max_length=16, repr=False)  #: such as Authorization
+
+
 class SubmitRequest(_Request):
     """`POST /api/jobs`."""
 
@@ -102,6 +116,7 @@ class SubmitRequest(_Request):
     description: str | None = Field(default=None, max_length=2_000)
     labels: dict[str, str] = Field(default_factory=dict, max_length=32)
     external_url: str | None = Field(default=None, max_length=2_000)  #: back to the orchestrator's run
+    callback: Callback | None = None
 
     @model_validator(mode="after")
     def _one_input(self) -> "SubmitRequest":
@@ -125,6 +140,12 @@ class CancelRequest(_Request):
     claim: int | None = Field(
         default=None, ge=0, le=2**53
     )  #: from submit or attach; a stale one is 409 `stale_claim`; absent always cancels
+
+
+class CancelLabelledRequest(_Request):
+    """`POST /api/jobs/cancel`: stop every live job that carries all of the labels."""
+
+    labels: dict[str, str] = Field(min_length=1, max_length=32)
 
 
 class Usage(_Answer):
