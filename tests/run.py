@@ -23,22 +23,32 @@ sys.path.insert(0, str(ROOT / "tests" / "environments"))
 
 import environments  # noqa: E402  # found by the line above, under any Python
 
+#: What pytest runs in each environment: the client alone, then everything beside the engine.
+TESTS = {
+    "core": ["tests/core"],
+    "airflow": ["tests/airflow_provider"],
+    "dagster": ["tests/dagster_integration"],
+    "prefect": ["tests/prefect_integration"],
+}
+TESTS["engine"] = ["tests", *(f"--ignore={folder}" for name in TESTS if name != "core" for folder in TESTS[name])]
+#: Sources that only their orchestrator's environment can check.
+TYPES = {"airflow": "airflow_provider/src", "dagster": "dagster_integration/src", "prefect": "prefect_integration/src"}
+#: Run with the engine environment's tools; the import rules also read sources that are not installed there.
 CHECKS = {
     "lint": ["ruff", "check", "--quiet"],
     "format": ["ruff", "format", "--check", "--quiet"],
-    "imports": ["lint-imports", "--no-logo"],
+    "imports": ["env", f"PYTHONPATH={os.pathsep.join(TYPES.values())}", "lint-imports", "--no-logo"],
     "types": ["mypy"],
+    **{f"types of {path}": [str(environments.python(name)), "-m", "mypy", path] for name, path in TYPES.items()},
 }
-#: What pytest runs in each environment: the client alone, then everything beside the engine.
-TESTS = {"core": ["tests/core"], "engine": ["tests"]}
 _NO_TESTS = 5  # pytest's exit code when the caller's own selection leaves an environment none
 
 
 def main() -> int:
     """Run every step; end with pytest's own closing line, or with the names of the steps that failed."""
     environments.require_python()
-    environments.create("core", "engine")
-    failed = [name for name, command in CHECKS.items() if not step(name, [tool(command[0]), *command[1:]])]
+    environments.create(*TESTS)
+    failed = [name for name, command in CHECKS.items() if not step(name, command)]
     with tempfile.TemporaryDirectory(prefix="milkrun-tests-") as folder:
         for name, arguments in TESTS.items():
             report = Path(folder) / f"{name}.xml"
@@ -54,11 +64,6 @@ def main() -> int:
     if failed and failed != ["tests (engine)"]:
         print(f"failed: {', '.join(failed)}", flush=True)
     return 1 if failed else 0
-
-
-def tool(name: str) -> str:
-    """A tool of the engine's environment."""
-    return str(environments.python("engine").parent / name)
 
 
 def step(name: str, command: list[str], allowed: Collection[int] = (0,)) -> bool:

@@ -2,7 +2,7 @@
 Make the project's environments, `.venvs/<name>`, from the pinned files beside this script.
 
     python3 tests/environments/environments.py create engine core    # fast when nothing changed
-    python3 tests/environments/environments.py refresh                # pin anew from the .in files
+    python3 tests/environments/environments.py refresh engine         # pin anew from the .in files
 
 Needs CPython 3.11 with venv and a package registry, nothing else; all it writes lies in
 `.venvs` inside the checkout. An environment is finished once its stamp is written: one that
@@ -29,7 +29,13 @@ UV = "uv==0.13.9"
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 VENVS = ROOT / ".venvs"
-PACKAGES = {"core": ["core"], "engine": ["core", "engine"]}  #: what each environment installs editable
+PACKAGES = {  #: what each environment installs editable; orchestrators exclude one another
+    "core": ["core"],
+    "engine": ["core", "engine"],
+    "airflow": ["core", "engine", "airflow_provider"],
+    "dagster": ["core", "engine", "dagster_integration"],
+    "prefect": ["core", "engine", "prefect_integration"],
+}
 STAMP = "milkrun-stamp"
 
 
@@ -64,17 +70,27 @@ def python(name: str) -> Path:
     return VENVS / name / "bin" / "python"
 
 
-def refresh() -> None:
-    """Resolve every .in file anew and write its pinned .txt."""
+def refresh(*names: str) -> None:
+    """Resolve the .in files of the named environments anew and write their pinned .txt."""
     VENVS.mkdir(exist_ok=True)
     folder = HERE.relative_to(ROOT)
-    options = [f"--override={folder}/overrides.txt", "--no-emit-package=milkrun", "--no-emit-package=milkrun-engine"]
+    options = [f"--override={folder}/overrides.txt"]
+    ours = sorted({distribution(package) for packages in PACKAGES.values() for package in packages})
+    options += [f"--no-emit-package={name}" for name in ours]
     options += ["--no-annotate", f"--custom-compile-command=python3 {folder}/environments.py refresh"]
     with _one_at_a_time():
         uv = _Uv()
-        for name in PACKAGES:
+        for name in names:
             files = [f"{folder}/{name}.in", f"--output-file={folder}/{name}.txt"]
             uv.run(f"{name}: resolving", ["pip", "compile", "--quiet", "--upgrade", *uv.torch, *options, *files])
+
+
+def distribution(package: str) -> str:
+    """The name of what a folder of the checkout distributes."""
+    for line in (ROOT / package / "pyproject.toml").read_text().splitlines():
+        if line.startswith("name = "):
+            return line.partition("=")[2].strip().strip('"')
+    raise ValueError(f"{package}/pyproject.toml has no name")
 
 
 def _make(name: str) -> None:
@@ -202,10 +218,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Make the project's environments inside the checkout.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("create", help="make environments").add_argument("names", nargs="+", choices=sorted(PACKAGES))
-    commands.add_parser("refresh", help="pin anew from the .in files")
+    commands.add_parser("refresh", help="pin anew from the .in files").add_argument(
+        "names", nargs="*", choices=[*sorted(PACKAGES), []], help="all of them by default"
+    )
     arguments = parser.parse_args()
     require_python()
-    create(*arguments.names) if arguments.command == "create" else refresh()
+    create(*arguments.names) if arguments.command == "create" else refresh(*(arguments.names or PACKAGES))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,3 @@
+"""
+Milkrun in Airflow: batch LLM inference that defers and holds no worker.
+"""

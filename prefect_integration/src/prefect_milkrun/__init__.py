@@ -1,0 +1,3 @@
+"""
+Milkrun in Prefect: flows of batch LLM inference that suspend while they wait.
+"""
