@@ -22,6 +22,8 @@ def a_request(method: str, path: str, job_id: str, file_id: str, cursor: str) ->
             request |= {"params": {"format": "jsonl"}, "content": b'"x"\n'}
         case "POST", "/api/jobs":
             request |= {"json": {"input": {"file_id": file_id}}}
+        case "POST", "/api/jobs/cancel":
+            request |= {"json": {"labels": {"team": "a"}}}
         case "POST", "/api/jobs/attach":
             request |= {"json": {"idempotency_key": f"key of {job_id}"}}
         case "GET", "/api/jobs":

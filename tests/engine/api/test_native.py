@@ -98,6 +98,28 @@ async def test_a_cancel_is_final_and_may_be_repeated(api: Api) -> None:
     assert rows["complete"]
 
 
+async def test_a_cancel_by_label_answers_the_jobs_that_it_stopped(api: Api) -> None:
+    run = [(await api.submit(labels={"run": "1", "number": str(number)}))["job"]["id"] for number in range(3)]
+    other = (await api.submit(labels={"run": "2"}))["job"]["id"]
+    await api.mine.post(f"/api/jobs/{run.pop()}/cancel")
+    answer = await api.mine.post("/api/jobs/cancel", json={"labels": {"run": "1"}})
+    assert [(job_id, "cancelled") for job_id in sorted(run)] == [
+        (job["id"], job["status"]) for job in answer.json()["jobs"]
+    ]
+    assert (await api.mine.post("/api/jobs/cancel", json={"labels": {"run": "1"}})).json()["jobs"] == []
+    assert (await api.mine.post("/api/jobs/cancel", json={"labels": {}})).status_code == 422
+    assert (await api.mine.get(f"/api/jobs/{other}")).json()["status"] == "preparing"
+
+
+async def test_a_cancel_by_label_goes_on_until_no_such_job_lives(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("milkrun_engine.service.jobs._CANCEL_BATCH", 2)
+    told: list[str] = []
+    api.engine.service._signals.on_stopped(told.append)
+    run = [(await api.submit(labels={"run": "1"}))["job"]["id"] for _ in range(5)]
+    jobs = (await api.mine.post("/api/jobs/cancel", json={"labels": {"run": "1"}})).json()["jobs"]
+    assert sorted(run) == [job["id"] for job in jobs] == told
+
+
 async def test_lists_go_on_behind_a_job_the_newest_first(api: Api) -> None:
     made = [(await api.submit(labels={"odd": str(number % 2)}))["job"]["id"] for number in range(7)]
     listed, before = [], None

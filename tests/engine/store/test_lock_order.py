@@ -51,6 +51,16 @@ def test_jobs_are_locked_by_id_before_the_counter(world: World, verb: Callable[.
     assert all(statement.startswith("UPDATE jobs") for statement in found[counter + 1 :])
 
 
+def test_a_cancel_by_label_locks_all_its_jobs_before_their_chunks_and_the_counter_last(world: World) -> None:
+    job_ids = [world.prepared(8, labels={"team": "a"}) for _ in range(3)]
+    with statements(world) as found:
+        stopped = world.store.jobs.cancel_labelled(world.tenant, {"team": "a"}, limit=10)
+    assert sorted(job_ids) == [job.id for job in stopped]
+    assert found[1].endswith("ORDER BY jobs.id FOR UPDATE"), found
+    tables = [statement.split()[1] for statement in found if statement.startswith("UPDATE")]
+    assert ["jobs", "chunks"] * 3 + ["tenants", "jobs"] == tables
+
+
 def test_jobs_of_several_tenants_are_locked_before_the_first_counter(world: World) -> None:
     world.store.tenants.ensure("another")
     job_ids = [world.submit(8).job.id, world.store.jobs.submit(world.a_job(8, tenant_id="another")).job.id]

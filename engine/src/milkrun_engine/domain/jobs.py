@@ -4,6 +4,7 @@ Records of a job: what submit writes and what readers get.
 
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 from milkrun.status import InputFormat, JobKind, JobStatus, OnMismatch, Reuse
 from milkrun.wire import JobSpec
@@ -42,6 +43,7 @@ class NewJob:
     description: str | None = None
     labels: dict[str, str] = field(default_factory=dict)
     external_url: str | None = None
+    callback: dict[str, Any] | None = field(default=None, repr=False)  #: wire.Callback; it has secrets
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,6 +29,7 @@ from milkrun_engine.store.input_files import InputFileRecord
 log = logging.getLogger(__name__)
 MAX_UPLOAD_BYTES = 200_000_000_000
 _SAFETY_READ_SECONDS = 30.0
+_CANCEL_BATCH = 100
 
 
 class JobService:
@@ -147,6 +148,7 @@ class JobService:
             description=request.description,
             labels=request.labels,
             external_url=request.external_url,
+            callback=request.callback and request.callback.model_dump(mode="json"),
         )
         return await self._threads.write(self._store.jobs.submit, new)
 
@@ -230,6 +232,19 @@ class JobService:
             self._signals.changed(tenant_id)
             self._signals.stopped(job_id)
         return self._view(record)
+
+    async def cancel_labelled(self, tenant_id: str, labels: Mapping[str, str]) -> JobList:
+        """Stop every live job that carries all these labels; returns those that this call stopped."""
+        stopped: list[JobRecord] = []
+        cancel = self._store.jobs.cancel_labelled
+        after = ""  # in steps, so that other writers get their turn
+        while some := await self._threads.write(cancel, tenant_id, labels, after=after, limit=_CANCEL_BATCH):
+            for record in some:
+                self._signals.stopped(record.id)
+            self._signals.changed(tenant_id)
+            stopped += some
+            after = some[-1].id
+        return JobList(jobs=[self._view(record) for record in stopped])
 
     async def changes(
         self,

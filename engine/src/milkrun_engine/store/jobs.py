@@ -14,8 +14,9 @@ from milkrun_engine.domain.errors import IdempotencyMismatch, InputsDiffer, NotF
 from milkrun_engine.domain.ids import new_id
 from milkrun_engine.domain.jobs import JobRecord, NewJob, NewWindow, Preparation, Recorded, SubmitResult
 from milkrun_engine.domain.states import LIVE, ChunkState, sources
+from milkrun_engine.store.callbacks import ENDED, note_end
 from milkrun_engine.store.database import Database, scalar
-from milkrun_engine.store.feed import cursor_of, stamp
+from milkrun_engine.store.feed import cursor_of, lock, stamp
 from milkrun_engine.store.records import SqlRow, job_columns, job_record, labelled, preparation
 from milkrun_engine.store.schema import chunks, idempotency, job_labels, jobs, windows
 
@@ -92,6 +93,7 @@ class Jobs:
                 description=new.description,
                 labels=new.labels,
                 external_url=new.external_url,
+                callback=new.callback,
                 retry_of=retry_of,
                 created_at=now,
                 input_blob=new.input_blob,
@@ -229,6 +231,24 @@ class Jobs:
                 stamp(connection, tenant_id, [job_id], status=True)
             return _read(connection, job_id), stopped
 
+    def cancel_labelled(
+        self, tenant_id: str, labels: Mapping[str, str], *, after: str = "", limit: int
+    ) -> list[JobRecord]:
+        """Stop the live jobs that carry all these labels, in the order of their ids, so many behind an id."""
+        query = labelled(
+            select(jobs.c.id)
+            .where(jobs.c.tenant_id == tenant_id, jobs.c.status.in_(LIVE), jobs.c.id > after)
+            .order_by(jobs.c.id)
+            .limit(limit),
+            labels,
+        )
+        with self._database.write() as connection:
+            found = lock(connection, list(connection.execute(query).scalars()))
+            stopped = [job_id for job_id, _ in found if _stop(connection, self._database.now, jobs.c.id == job_id)]
+            if stopped:
+                stamp(connection, tenant_id, stopped, status=True)
+            return [_read(connection, job_id) for job_id in stopped]
+
     def fail(self, job_id: str, epoch: int, code: str, message: str) -> bool:
         """End a job that can't go on; what is committed stays readable. False when the epoch has moved on."""
         with self._database.write() as connection:
@@ -331,9 +351,12 @@ def finish(connection: Connection, now: ColumnElement[float], job_id: str) -> Jo
             failure_message=case((nothing_ran, "the model could not be loaded; see the rows' errors for the reason")),
             finished_at=now,
         )
-        .returning(jobs.c.status)
-    ).scalar_one_or_none()
-    return JobStatus(ended) if ended is not None else None
+        .returning(*ENDED)
+    ).one_or_none()
+    if ended is None:
+        return None
+    note_end(connection, now, ended)
+    return JobStatus(ended.status)
 
 
 def _stop(
@@ -360,15 +383,16 @@ def _stop(
             failure_code=reason.code if reason else None,
             failure_message=reason.message if reason else None,
         )
-        .returning(jobs.c.id)
-    ).scalar_one_or_none()
+        .returning(*ENDED)
+    ).one_or_none()
     if stopped is None:
         return False
     connection.execute(
         update(chunks)
-        .where(chunks.c.job_id == stopped, chunks.c.state.in_([ChunkState.ready, ChunkState.leased]))
+        .where(chunks.c.job_id == stopped.id, chunks.c.state.in_([ChunkState.ready, ChunkState.leased]))
         .values(state=ChunkState.dropped, rows_in_hand=0)
     )
+    note_end(connection, now, stopped)
     return True
 
 

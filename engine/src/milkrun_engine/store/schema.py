@@ -148,6 +148,21 @@ job_labels = Table(  # for filters; `jobs.labels` is what readers see
     Index(None, "tenant_id", "name", "value"),
 )
 
+callbacks = Table(  # the outbox: a row is written by the transaction that ends its job; what to send stands on the job
+    "callbacks",
+    metadata,
+    Column("id", String, primary_key=True),  # the `webhook-id` of every attempt
+    Column("job_id", String, ForeignKey("jobs.id"), nullable=False, unique=True),
+    Column("tenant_id", String, ForeignKey("tenants.id"), nullable=False),
+    Column("receiver", String, nullable=False),  # scheme, host and port: a slow one must not delay the others
+    Column("state", String, nullable=False),
+    Column("attempts", Integer, nullable=False, default=0),
+    Column("created_at", Float, nullable=False),
+    Column("due_at", Float, nullable=False),
+    Column("last_error", String),
+    Index("ix_callbacks_due", "due_at", sqlite_where=Column("state") == "pending"),
+)
+
 windows = Table(
     "windows",
     metadata,

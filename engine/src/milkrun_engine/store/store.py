@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import Select, select
 
 from milkrun_engine.domain.jobs import chunk_of_blob
+from milkrun_engine.store.callbacks import Callbacks
 from milkrun_engine.store.chunks import Chunks
 from milkrun_engine.store.database import Database
 from milkrun_engine.store.feed import Feed
@@ -34,6 +35,7 @@ class Store:
         self.jobs = Jobs(self.database)
         self.chunks = Chunks(self.database)
         self.feed = Feed(self.database)
+        self.callbacks = Callbacks(self.database)
         self.input_files = InputFiles(self.database)
         self.tenants = Tenants(self.database)
 

@@ -11,6 +11,7 @@ from fastapi.responses import StreamingResponse
 from milkrun.status import FeedEvents, InputFormat, JobStatus, ResultFormat
 from milkrun.wire import (
     AttachRequest,
+    CancelLabelledRequest,
     CancelRequest,
     Changes,
     InputFile,
@@ -107,6 +108,11 @@ def _add_jobs(api: APIRouter, service: JobService, tenant_of: Tenant) -> None:
     async def cancel(job_id: str, tenant: Annotated[str, tenant_of], body: CancelRequest | None = None) -> Job:
         """Stop a job for good; committed rows stay readable. An ended job stays as it is."""
         return await service.cancel(tenant, job_id, body.claim if body else None)
+
+    @api.post("/jobs/cancel", tags=["jobs"])
+    async def cancel_labelled(body: CancelLabelledRequest, tenant: Annotated[str, tenant_of]) -> JobList:
+        """Stop every live job that carries all of the labels; the answer lists those that this call stopped."""
+        return await service.cancel_labelled(tenant, body.labels)
 
     @api.get("/changes", tags=["jobs"])
     async def changes(

@@ -1,0 +1,115 @@
+"""
+The outbox of callbacks: a row is written by the transaction that ends its job, so none is lost.
+
+A row is sent when it is due and marked afterwards: at least once, under one id.
+"""
+
+from collections.abc import Collection
+from urllib.parse import urlsplit
+
+from sqlalchemy import ColumnElement, Connection, func, insert, select, update
+
+from milkrun.status import CallbackKind, JobStatus
+from milkrun_engine.domain.callbacks import CallbackState, DueCallback
+from milkrun_engine.domain.ids import new_id
+from milkrun_engine.store.database import Database, scalar
+from milkrun_engine.store.records import SqlRow
+from milkrun_engine.store.schema import callbacks, jobs
+
+#: what `note_end` needs of the statement that ended a job
+ENDED = (jobs.c.id, jobs.c.tenant_id, jobs.c.status, jobs.c.callback)
+
+
+def note_end(connection: Connection, now: ColumnElement[float], ended: SqlRow) -> None:
+    """Put the callback of a job that this transaction ended, if it has one, into the outbox."""
+    if ended.callback is None:
+        return
+    at = scalar(connection, now)
+    place = urlsplit(ended.callback["url"])
+    connection.execute(
+        insert(callbacks).values(
+            id=new_id("callback"),
+            job_id=ended.id,
+            tenant_id=ended.tenant_id,
+            receiver=f"{place.scheme}://{place.netloc}",
+            state=CallbackState.pending,
+            created_at=at,
+            due_at=at,
+        )
+    )
+
+
+class Callbacks:
+    """Reading the outbox, and marking what became of a row."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def due(self, limit: int, *, but: Collection[str] = (), not_to: Collection[str] = ()) -> list[DueCallback]:
+        """The callbacks to send now, the longest due first, but these and none to these receivers."""
+        query = (
+            select(callbacks, (self._database.now - callbacks.c.created_at).label("age"), jobs.c.callback)
+            .add_columns(jobs.c.status, jobs.c.finished_at, jobs.c.labels)
+            .add_columns(jobs.c.rows_total, jobs.c.rows_succeeded, jobs.c.rows_failed)
+            .join_from(callbacks, jobs, jobs.c.id == callbacks.c.job_id)
+            .where(callbacks.c.state == CallbackState.pending, callbacks.c.due_at <= self._database.now)
+            .where(callbacks.c.id.not_in(but), callbacks.c.receiver.not_in(not_to))
+            .order_by(callbacks.c.due_at)
+            .limit(limit)
+        )
+        with self._database.read() as connection:
+            return [_due(row) for row in connection.execute(query)]
+
+    def next_due_seconds(self, *, but: Collection[str] = ()) -> float | None:
+        """How long until the next callback but these is due; None when none is pending."""
+        query = select(func.min(callbacks.c.due_at) - self._database.now).where(
+            callbacks.c.state == CallbackState.pending, callbacks.c.id.not_in(but)
+        )
+        with self._database.read() as connection:
+            return connection.execute(query).scalar_one()
+
+    def mark(self, callback_id: str, state: CallbackState, error: str | None, delay_seconds: float = 0.0) -> None:
+        """Count an attempt and say what became of it; a pending one is due again after the delay."""
+        with self._database.write() as connection:
+            connection.execute(
+                update(callbacks)
+                .where(callbacks.c.id == callback_id, callbacks.c.state == CallbackState.pending)
+                .values(
+                    state=state,
+                    attempts=callbacks.c.attempts + 1,
+                    due_at=self._database.now + delay_seconds,
+                    last_error=error,
+                )
+            )
+
+    def pending_soon(self, within_seconds: float, younger_than_seconds: float) -> int:
+        """How many callbacks are due within this time, of jobs that ended not longer ago than that."""
+        query = select(func.count()).where(
+            callbacks.c.state == CallbackState.pending,
+            callbacks.c.due_at < self._database.now + within_seconds,
+            callbacks.c.created_at > self._database.now - younger_than_seconds,
+        )
+        with self._database.read() as connection:
+            return connection.execute(query).scalar_one()
+
+
+def _due(row: SqlRow) -> DueCallback:
+    # No pydantic here: its errors quote what they refuse, and that has secrets.
+    given = row.callback
+    return DueCallback(
+        id=row.id,
+        job_id=row.job_id,
+        receiver=row.receiver,
+        attempts=row.attempts,
+        age_seconds=row.age,
+        kind=CallbackKind(given["kind"]),
+        url=given["url"],
+        secret=given.get("secret"),
+        headers=given.get("headers") or {},
+        status=JobStatus(row.status),
+        finished_at=row.finished_at,
+        labels=row.labels,
+        rows_total=row.rows_total,
+        rows_succeeded=row.rows_succeeded,
+        rows_failed=row.rows_failed,
+    )
