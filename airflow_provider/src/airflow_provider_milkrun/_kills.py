@@ -1,0 +1,29 @@
+"""
+Did a user end this task for good? Only then may its job be cancelled on a kill.
+
+A trigger or a worker is also stopped when its task is cleared, redistributed to another triggerer
+or evicted; the job is then still wanted, and the next attempt finds it by its key.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+ENDED = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
+
+
+def question(task_instance: Any) -> dict[str, Any]:
+    """Return the arguments that ask Airflow for the state of just this task instance."""
+    return {
+        "dag_id": task_instance.dag_id,
+        "run_ids": [task_instance.run_id],
+        "task_ids": [task_instance.task_id],
+        "map_index": task_instance.map_index,
+    }
+
+
+def state_of(task_instance: Any, states: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Find the task instance in Airflow's answer, which names a mapped one `task_3`."""
+    found = states.get(task_instance.run_id, {})
+    mapped = f"{task_instance.task_id}_{task_instance.map_index}"
+    state = found.get(mapped if task_instance.map_index >= 0 else task_instance.task_id)
+    return None if state is None else str(state)

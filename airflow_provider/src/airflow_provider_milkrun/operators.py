@@ -1,0 +1,368 @@
+"""
+Tasks that run rows through a model: submit, defer, collect.
+
+The order in `execute` is what makes it safe: the engine knows the job by the task's key before Airflow does, so
+whatever dies in between, the next attempt finds the job instead of making a second one.
+"""
+
+import threading
+import time
+from collections.abc import Collection, Mapping
+from datetime import timedelta
+from typing import Any, ClassVar
+
+from airflow.sdk import Asset, BaseOperator, Context
+from airflow.sdk.exceptions import AirflowException, TaskDeferralError, TaskDeferralTimeout
+
+import milkrun as mr
+from airflow_provider_milkrun import _kills, _rows
+from airflow_provider_milkrun.events import JobEvent, Reason
+from airflow_provider_milkrun.failures import failure, translated
+from airflow_provider_milkrun.hooks import Engine, MilkrunHook
+from airflow_provider_milkrun.links import JOB_URL, MilkrunJobLink
+from airflow_provider_milkrun.triggers import MilkrunJobTrigger, ProgressLog
+from milkrun import outcome
+from milkrun.hashing import key_of
+
+_STORE_KEY = "milkrun"  # in the task's state store (Airflow 3.3): this attempt's job, claim, deadline and heals
+_HEALS = 3  # so often a wait that broke is taken up again, before the task's own retries have their turn
+_GRACE_SECONDS = 120.0  # Airflow's own time limit of the wait lies behind the trigger's, which is kinder
+_KILL_SECONDS = 10.0
+
+
+class MilkrunSubmitOperator(BaseOperator):
+    """
+    Submits rows to a model and returns the job's id at once.
+
+    The task's retries, and the task cleared, find the same job; with other rows or options than before, the job
+    is replaced by a new one. `MilkrunJobSensor` waits for it.
+
+    Args:
+        rows: a list of texts, of chat message lists or of dicts; another task's output; the path of a CSV, TSV,
+            JSONL or Parquet file, here or in object storage; a text is a template for one of these. Rows
+            themselves are never rendered as templates.
+        prompt, column, system_prompt, model, output_schema, sampling, key_column, kind, name, description, reuse:
+            as in `milkrun.SubmitOptions`. Prompts are not rendered as templates.
+        job_priority: 0 to 10, smaller is sooner; the connection's, or 1.
+        labels: beside `dag_id`, `task_id`, `run_id` (and `map_index`), which every job of Airflow's carries.
+        milkrun_conn_id: the connection that names the engine.
+    """
+
+    template_fields: Collection[str] = ("rows", "model", "name", "description", "labels", "milkrun_conn_id")
+    template_fields_renderers: ClassVar[dict[str, str]] = {"labels": "json"}
+    operator_extra_links: Collection[Any] = (MilkrunJobLink(),)
+    ui_color = "#e8f0dc"
+
+    def __init__(
+        self,
+        *,
+        rows: Any,
+        prompt: str | None = None,
+        column: str | None = None,
+        system_prompt: str | None = None,
+        model: str | None = None,
+        output_schema: Any = None,
+        sampling: Mapping[str, Any] | None = None,
+        key_column: str | None = None,
+        kind: mr.JobKind | str = mr.JobKind.generate,
+        job_priority: int | None = None,
+        name: str | None = None,
+        description: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        reuse: mr.Reuse | str = mr.Reuse.inputs_match,
+        milkrun_conn_id: str = MilkrunHook.default_conn_name,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.rows = rows
+        self.prompt = prompt
+        self.column = column
+        self.system_prompt = system_prompt
+        self.model = model
+        self.output_schema = output_schema
+        self.sampling = sampling
+        self.key_column = key_column
+        self.kind = kind
+        self.job_priority = job_priority
+        self.name = name
+        self.description = description
+        self.labels = labels
+        self.reuse = reuse
+        self.milkrun_conn_id = milkrun_conn_id
+
+    @property
+    def rows(self) -> Any:
+        """The task's rows; hidden once they are there."""
+        return self._rows
+
+    @rows.setter
+    def rows(self, rows: Any) -> None:
+        self._rows = _rows.covered(rows)
+
+    def execute(self, context: Context) -> Any:
+        """Submit, and return the job's id."""
+        engine = MilkrunHook(self.milkrun_conn_id).engine()
+        with translated(), engine.client() as client:
+            return self._submit(context, engine, client).job.id
+
+    def _submit(self, context: Context, engine: Engine, client: mr.Milkrun) -> mr.Submitted:
+        with _rows.readable(self.rows) as rows:
+            submitted = client.submit(rows, **self._options(context, engine))
+        job = submitted.job
+        said = "found" if submitted.reused else f"replaces {submitted.replaced}" if submitted.replaced else "submitted"
+        self.log.info("job %s %s: %s, %s. %s", job.id, said, job.status, outcome.progress(job), engine.page(job))
+        context["ti"].xcom_push(key=JOB_URL, value=engine.page(job))
+        return submitted
+
+    def _options(self, context: Context, engine: Engine) -> mr.SubmitOptions:
+        ti = context["ti"]
+        labels = {"dag_id": ti.dag_id, "task_id": ti.task_id, "run_id": ti.run_id}
+        if _map_index(ti) >= 0:
+            labels["map_index"] = str(ti.map_index)
+        url = str(getattr(ti, "log_url", ""))
+        return mr.SubmitOptions(
+            prompt=self.prompt,
+            column=self.column,
+            system_prompt=self.system_prompt,
+            model=self.model or engine.model,
+            output_schema=self.output_schema,
+            sampling=self.sampling,
+            key_column=self.key_column,
+            kind=self.kind,
+            job_priority=next((each for each in (self.job_priority, engine.job_priority) if each is not None), 1),
+            name=self.name or f"{ti.dag_id}.{ti.task_id}"[:200],
+            description=self.description,
+            labels={**(self.labels or {}), **labels},
+            external_url=url if url.startswith(("http://", "https://")) and len(url) <= 2_000 else None,
+            idempotency_key=_key(ti, engine),
+            reuse=self.reuse,
+            on_mismatch=mr.OnMismatch.replace,
+        )
+
+
+class MilkrunInferOperator(MilkrunSubmitOperator):
+    """
+    Runs rows through a model, and holds no worker while the job runs.
+
+    It returns a small manifest (job, status, counts, tokens, seconds, links), never rows: name an `output_path`,
+    and the results are written there. A job with failed rows succeeded, unless there are more than `max_failed_rows`.
+
+    Args:
+        output_path: where the results go: a .csv, .jsonl or .parquet file, here or in object storage. A template.
+        max_failed_rows: how many failed rows the task allows; any number when absent.
+        deferrable: wait in the triggerer. True also where Airflow's own default is False: a batch job may
+            wait for hours, and a worker slot that waits is one that another task lacks.
+        timeout: how long the task waits for its job, from this attempt's submit.
+        cancel_on_timeout: whether the job is cancelled then, and at Airflow's own `execution_timeout`.
+        cancel_on_kill: whether the job is cancelled when a user marks the task failed or succeeded.
+        wait_up_to: seconds to wait in the worker before it defers: a short job is spared two worker starts.
+    """
+
+    template_fields: Collection[str] = (*MilkrunSubmitOperator.template_fields, "output_path")
+
+    def __init__(
+        self,
+        *,
+        output_path: Any = None,
+        max_failed_rows: int | None = None,
+        deferrable: bool = True,
+        timeout: timedelta | float | None = None,
+        cancel_on_timeout: bool = True,
+        cancel_on_kill: bool = True,
+        wait_up_to: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.output_path = output_path
+        self.max_failed_rows = max_failed_rows
+        self.deferrable = deferrable
+        self.timeout = timeout
+        self.cancel_on_timeout = cancel_on_timeout
+        self.cancel_on_kill = cancel_on_kill
+        self.wait_up_to = wait_up_to
+        self._running: tuple[Any, Engine, mr.Submitted | None] | None = None  # what `on_kill` may have to stop
+
+    def execute(self, context: Context) -> Any:
+        """Submit, then defer (or wait) until the job has ended; return the manifest."""
+        engine = MilkrunHook(self.milkrun_conn_id).engine()
+        self._running = context["ti"], engine, None
+        with translated(), engine.client() as client:
+            if self.output_path is not None:
+                _rows.check_output(self.output_path)
+            submitted = self._submit(context, engine, client)
+            self._running = context["ti"], engine, submitted
+            record = {"job_id": submitted.job.id, "claim": submitted.claim, "deadline": self._deadline(), "heals": 0}
+            _remember(context, record)
+            job = self._first_look(client, submitted.job.id)
+            if job.is_terminal:
+                return self._finish(context, engine, client, job)
+            if not self.deferrable:
+                return self._wait(context, engine, client, record)
+        return self._defer(record)
+
+    def _deadline(self) -> float | None:
+        seconds = self.timeout.total_seconds() if isinstance(self.timeout, timedelta) else self.timeout
+        return None if seconds is None else time.time() + seconds
+
+    def _first_look(self, client: mr.Milkrun, job_id: str) -> mr.Job:
+        if self.wait_up_to <= 0:
+            return client.job(job_id)
+        try:
+            return client.wait(job_id, timeout=self.wait_up_to)
+        except mr.WaitTimeout as error:
+            return error.job
+
+    def _wait(self, context: Context, engine: Engine, client: mr.Milkrun, record: dict[str, Any]) -> Any:
+        left = None if record["deadline"] is None else max(0.0, record["deadline"] - time.time())
+        try:
+            job = client.wait(record["job_id"], timeout=left, on_progress=ProgressLog(self.log))
+        except mr.WaitTimeout as error:
+            return self._timed_out(client, record, error)
+        return self._finish(context, engine, client, job)
+
+    def _defer(self, record: dict[str, Any]) -> Any:
+        """Leave the worker; Airflow wakes a new instance of this operator."""
+        deadline = record["deadline"]
+        limits = [] if deadline is None else [max(0.0, deadline - time.time()) + _GRACE_SECONDS]
+        if self.execution_timeout is not None:
+            limits.append(self.execution_timeout.total_seconds())
+        self.defer(
+            trigger=MilkrunJobTrigger(
+                job_id=record["job_id"],
+                conn_id=self.milkrun_conn_id,
+                claim=record["claim"],
+                deadline=deadline,
+                cancel_on_kill=self.cancel_on_kill,
+            ),
+            method_name="execute_complete",
+            timeout=timedelta(seconds=min(limits)) if limits else None,
+        )
+
+    def execute_complete(self, context: Context, event: Any = None) -> Any:
+        """Take up the task after the wait; nothing of `execute` is left but what the engine and Airflow stored."""
+        try:
+            word = JobEvent.read(event)
+        except ValueError as error:
+            return self._look_again(context, str(error))
+        if word.reason is Reason.unsure:
+            return self._look_again(context, word.message or "the trigger could not go on")
+        engine = MilkrunHook(self.milkrun_conn_id).engine()
+        with translated(), engine.client() as client:
+            job = client.job(word.job_id)
+            if job.is_terminal:
+                return self._finish(context, engine, client, job)
+            if word.reason is Reason.timeout:
+                return self._timed_out(client, self._recall(context, engine, client), _waited_enough(job))
+        return self._look_again(context, f"the trigger said that the job had ended, the engine says {job.status}")
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Let no job leak at Airflow's own time limit, and no task fail because its trigger did."""
+        try:
+            return super().resume_execution(next_method, next_kwargs, context)
+        except TaskDeferralTimeout:
+            if self.cancel_on_timeout:
+                engine = MilkrunHook(self.milkrun_conn_id).engine()
+                with translated(), engine.client() as client:
+                    self._cancel(client, self._recall(context, engine, client))
+            raise
+        except TaskDeferralError as error:
+            return self._look_again(context, f"the trigger failed: {error}")
+
+    def _look_again(self, context: Context, why: str) -> Any:
+        """Ask the engine for what the trigger could not tell; wait on if the job is alive."""
+        engine = MilkrunHook(self.milkrun_conn_id).engine()
+        with translated(), engine.client() as client:
+            record = self._recall(context, engine, client)
+            job = client.job(record["job_id"])
+            if job.is_terminal:
+                return self._finish(context, engine, client, job)
+        if record["heals"] >= _HEALS:
+            raise AirflowException(f"{why}. Job {job.id} goes on, and the task's next attempt finds it. {job.url}")
+        self.log.warning("%s; job %s is %s, waiting again", why, job.id, job.status)
+        record = {**record, "heals": record["heals"] + 1}
+        _remember(context, record)
+        return self._defer(record)
+
+    def _recall(self, context: Context, engine: Engine, client: mr.Milkrun) -> dict[str, Any]:
+        """Return this attempt's job from Airflow's store; where there is none, from the engine, by the task's key."""
+        store: Any = context.get("task_state_store")
+        found = store.get(_STORE_KEY) if store is not None else None
+        if isinstance(found, dict) and "job_id" in found:
+            return {"claim": None, "deadline": None, "heals": 0, **found}
+        attached = client.attach(_key(context["ti"], engine))
+        # Without a store nobody counts the heals: the task's own retries do it.
+        return {"job_id": attached.job.id, "claim": attached.claim, "deadline": None, "heals": _HEALS}
+
+    def _timed_out(self, client: mr.Milkrun, record: dict[str, Any], error: mr.WaitTimeout) -> Any:
+        if self.cancel_on_timeout:
+            self._cancel(client, record)
+        raise failure(error) from error
+
+    def _cancel(self, client: mr.Milkrun, record: dict[str, Any]) -> None:
+        try:
+            job = client.cancel(record["job_id"], record["claim"])
+        except mr.Conflict as error:
+            self.log.info("job %s belongs to a newer attempt and goes on: %s", record["job_id"], error)
+        else:
+            self.log.info("job %s is %s", job.id, job.status)
+
+    def _finish(self, context: Context, engine: Engine, client: mr.Milkrun, job: mr.Job) -> dict[str, Any]:
+        facts = outcome.summary(job)
+        self.log.info("job %s: %s", job.id, ", ".join(f"{name}={value}" for name, value in facts.items()))
+        outcome.check(job, self.max_failed_rows)
+        if self.output_path is not None:
+            _rows.save(client.results(job.id), self.output_path)
+            self.log.info("results written to %s", self.output_path)
+        manifest: dict[str, Any] = {
+            **facts,
+            "url": engine.page(job),
+            "row_errors": dict(job.row_errors),
+            "output": None if self.output_path is None else str(self.output_path),
+        }
+        for asset in self.outlets:
+            if isinstance(asset, Asset):
+                context["outlet_events"][asset].extra = manifest
+        return manifest
+
+    def on_kill(self) -> None:
+        """Stop the job if a user ended the task while its worker was still there."""
+        if self._running is None or not self.cancel_on_kill:
+            return
+        ti, engine, submitted = self._running
+
+        def stop() -> None:
+            state = _kills.state_of(ti, ti.get_task_states(**_kills.question(ti)))
+            if state not in _kills.ENDED:
+                self.log.info("the job, if there is one, goes on: the task is %s", state)
+                return
+            with engine.client() as client:
+                mine = submitted or client.attach(_key(ti, engine))
+                self._cancel(client, {"job_id": mine.job.id, "claim": mine.claim})
+
+        # Airflow calls this in a signal handler; what the main thread was doing just then must not block it for ever.
+        thread = threading.Thread(target=stop, name="milkrun on_kill", daemon=True)
+        thread.start()
+        thread.join(_KILL_SECONDS)
+
+
+def _map_index(ti: Any) -> int:
+    return -1 if ti.map_index is None else int(ti.map_index)
+
+
+def _key(ti: Any, engine: Engine) -> str:
+    """Make the idempotency key: the same for every attempt at this task instance, and for no other one."""
+    return key_of("airflow", engine.namespace, ti.dag_id, ti.task_id, ti.run_id, _map_index(ti))
+
+
+def _remember(context: Context, record: Mapping[str, Any]) -> None:
+    store: Any = context.get("task_state_store")
+    if store is not None:
+        store.set(_STORE_KEY, dict(record))
+
+
+def _waited_enough(job: mr.Job) -> mr.WaitTimeout:
+    return mr.WaitTimeout(
+        f"Stopped waiting for job {job.id}, still {job.status} ({outcome.progress(job)}): the task's timeout is over. "
+        f"{job.url}",
+        job=job,
+    )

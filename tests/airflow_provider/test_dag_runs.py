@@ -1,0 +1,149 @@
+"""
+Whole DAGs in one process: Airflow parses, stores, renders, maps, retries; triggers run inline.
+"""
+
+import json
+import os
+from datetime import timedelta
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from airflow.sdk import DAG, task
+
+from airflow_provider_milkrun.operators import MilkrunInferOperator, MilkrunSubmitOperator
+from airflow_provider_milkrun.sensors import MilkrunJobSensor
+
+pytestmark = pytest.mark.usefixtures("engine", "database")
+
+
+def run(dag):
+    """Store the DAG, run it to its end, return what its tasks returned by task id (and map index)."""
+    from airflow.dag_processing.bundles.manager import DagBundlesManager
+    from airflow.dag_processing.dagbag import DagBag, sync_bag_to_db
+    from airflow.models.xcom import XComModel
+    from airflow.utils.session import create_session
+
+    DagBundlesManager().sync_bundles_to_db()
+    bag = DagBag(dag_folder=os.devnull)
+    bag.bag_dag(dag)
+    sync_bag_to_db(bag, "dags-folder", None)
+    ended = dag.test()
+    tries = {(ti.task_id, ti.map_index): (str(ti.state), ti.try_number) for ti in ended.get_task_instances()}
+    with create_session() as session:
+        found = session.query(XComModel).filter_by(dag_id=dag.dag_id, run_id=ended.run_id, key="return_value").all()
+        returned = {(each.task_id, each.map_index): XComModel.deserialize_value(each) for each in found}
+    return str(ended.state), tries, returned
+
+
+def test_a_file_becomes_a_table_and_one_bad_row_is_only_a_row(tmp_path):
+    """Operator with a path from a template, a prompt over columns, and the results in Parquet."""
+    (tmp_path / "reviews.csv").write_text("id,text\na,fine\nb,fail:timeout\nc,{{ ds }}\n")
+    target = tmp_path / "labels.parquet"
+    with DAG("file_to_parquet", schedule=None, params={"folder": str(tmp_path)}) as dag:
+        MilkrunInferOperator(
+            task_id="label",
+            rows="{{ params.folder }}/reviews.csv",
+            column="text",
+            key_column="id",
+            output_path="{{ params.folder }}/labels.parquet",
+        )
+    state, _, returned = run(dag)
+
+    assert state == "success"
+    assert returned["label", -1]["row_errors"] == {"timeout": 1}
+    table = pq.read_table(target).to_pylist()
+    assert [("a", "succeeded"), ("b", "failed"), ("c", "succeeded")] == [(row["key"], row["status"]) for row in table]
+    assert "{{ ds }}" in table[2]["output"]
+
+
+def test_rows_come_from_a_function_and_go_to_the_next_task():
+    """`@task.milkrun` between two plain tasks, with another task's output as its argument."""
+    with DAG("decorated", schedule=None) as dag:
+
+        @task
+        def count() -> int:
+            return 3
+
+        @task.milkrun(prompt="Say {text}")
+        def label(number: int):
+            return [{"text": f"{each} {{{{ ds }}}}"} for each in range(number)]
+
+        @task
+        def after(manifest: dict) -> int:
+            return manifest["rows_succeeded"]
+
+        after(label(count()))
+    state, _, returned = run(dag)
+
+    assert state == "success"
+    assert returned["after", -1] == 3
+
+
+def test_mapped_tasks_have_a_job_each(client):
+    """`.expand` over the outputs of another task."""
+    with DAG("mapped", schedule=None) as dag:
+
+        @task
+        def shards() -> list:
+            return [["slow:0.5 a"], ["b", "c"], ["d"]]
+
+        MilkrunInferOperator.partial(task_id="label").expand(rows=shards())
+    state, _, returned = run(dag)
+
+    assert state == "success"
+    assert [1, 2, 1] == [returned["label", index]["rows_succeeded"] for index in range(3)]
+    assert len({returned["label", index]["job_id"] for index in range(3)}) == 3
+
+
+def test_one_task_submits_and_another_waits():
+    """The job's id goes by XCom."""
+    with DAG("submit_and_wait", schedule=None) as dag:
+        submit = MilkrunSubmitOperator(task_id="submit", rows=["slow:1 a", "b"])
+        MilkrunJobSensor(task_id="wait", job_id=submit.output)
+    state, _, returned = run(dag)
+
+    assert state == "success"
+    assert returned["wait", -1]["job_id"] == returned["submit", -1]
+    assert returned["wait", -1]["rows_succeeded"] == 2
+
+
+def test_a_sensor_may_look_again_and_again():
+    """For a host without a triggerer."""
+    with DAG("poke", schedule=None) as dag:
+        submit = MilkrunSubmitOperator(task_id="submit", rows=["slow:1 a"])
+        MilkrunJobSensor(task_id="wait", job_id=submit.output, deferrable=False, poke_interval=0.5)
+    assert run(dag)[0] == "success"
+
+
+def test_a_retry_finds_the_job_of_the_first_try(tmp_path, client):
+    """The first try fails after its submit; the engine has one job in the end."""
+    marker = tmp_path / "failed-once"
+
+    class Fails(MilkrunInferOperator):
+        def _first_look(self, client, job_id):
+            if not marker.exists():
+                marker.write_text(job_id)
+                raise ConnectionError("the first try ends here")
+            return super()._first_look(client, job_id)
+
+    with DAG("retried", schedule=None) as dag:
+        Fails(task_id="label", rows=["slow:1 a"], retries=1, retry_delay=timedelta(0))
+    state, tries, returned = run(dag)
+
+    assert state == "success"
+    assert tries["label", -1] == ("success", 2)
+    assert returned["label", -1]["job_id"] == Path(marker).read_text()
+
+
+def test_nothing_private_reaches_airflows_database(engine):
+    """Neither rows nor prompts nor the key."""
+    secret = "the patient's words"
+    with DAG("private", schedule=None) as dag:
+        MilkrunInferOperator(task_id="label", rows=[f"{secret} {each}" for each in range(10)], prompt=None)
+    assert run(dag)[0] == "success"
+    from airflow.settings import engine as database
+
+    content = json.dumps([line for line in database.raw_connection().driver_connection.iterdump()])
+    assert secret not in content
+    assert engine.key not in content

@@ -1,0 +1,139 @@
+"""
+The trigger alone: stored, rebuilt, run, killed.
+"""
+
+import asyncio
+import time
+from types import SimpleNamespace
+
+import pytest
+from airflow.sdk.execution_time import task_runner
+from airflow.sdk.module_loading import import_string
+from airflow_provider.conftest import Attempt
+
+from airflow_provider_milkrun.events import JobEvent, Reason
+from airflow_provider_milkrun.triggers import MilkrunJobTrigger, ProgressLog
+
+
+def first_event(trigger):
+    """Store the trigger, rebuild it and run it to its first event, as a triggerer does."""
+    path, arguments = trigger.serialize()
+
+    async def run():
+        async for event in import_string(path)(**arguments).run():
+            return event.payload
+        return None
+
+    return JobEvent.read(asyncio.run(run()))
+
+
+def test_arguments_of_the_first_version_are_understood_for_ever():
+    """A trigger that was stored before an upgrade runs after it."""
+    trigger = MilkrunJobTrigger(job_id="job_1", conn_id="milkrun_default")
+
+    assert trigger.serialize() == (
+        "airflow_provider_milkrun.triggers.MilkrunJobTrigger",
+        {"job_id": "job_1", "conn_id": "milkrun_default", "claim": None, "deadline": None, "cancel_on_kill": True},
+    )
+
+
+def test_it_wakes_at_the_end(engine, client):
+    """Also where the job ended before the trigger began."""
+    job_id = client.infer(["slow:0.5 hello"])
+
+    assert Reason.ended is first_event(MilkrunJobTrigger(job_id=job_id, conn_id="milkrun_default")).reason
+    assert Reason.ended is first_event(MilkrunJobTrigger(job_id=job_id, conn_id="milkrun_default")).reason
+
+
+def test_it_wakes_at_the_deadline(engine, client):
+    """The job goes on; what becomes of it is the task's to say."""
+    job_id = client.infer(["slow:30 hello"])
+    trigger = MilkrunJobTrigger(job_id=job_id, conn_id="milkrun_default", deadline=time.time() + 0.5)
+
+    assert Reason.timeout is first_event(trigger).reason
+    assert not client.job(job_id).is_terminal
+    client.cancel(job_id)
+
+
+def test_it_is_unsure_of_a_job_that_is_not_there(engine):
+    """The task finds out, with its retries behind it."""
+    event = first_event(MilkrunJobTrigger(job_id="job_nowhere", conn_id="milkrun_default"))
+
+    assert Reason.unsure is event.reason
+    assert "NotFound" in event.message
+
+
+def test_it_is_unsure_without_its_connection(engine):
+    """A connection that is missing for a moment fails no task."""
+    assert Reason.unsure is first_event(MilkrunJobTrigger(job_id="job_1", conn_id="elsewhere")).reason
+
+
+def test_many_wait_in_one_loop(engine, client):
+    """All through the process's one connection."""
+    job_ids = [client.infer([f"slow:1 {number}"]) for number in range(20)]
+
+    async def run(job_id):
+        async for event in MilkrunJobTrigger(job_id=job_id, conn_id="milkrun_default").run():
+            return event.payload["job_id"]
+        return None
+
+    async def together():
+        return await asyncio.gather(*map(run, job_ids))
+
+    assert job_ids == asyncio.run(together())
+
+
+@pytest.mark.parametrize("state", ["deferred", "running", "queued", "scheduled", "up_for_retry", "restarting", None])
+@pytest.mark.parametrize("map_index", [-1, 3])
+def test_a_kill_of_a_living_task_cancels_nothing(engine, client, monkeypatch, state, map_index):
+    """A cleared task, and one that moved to another triggerer, still wants its job."""
+    assert not _cancelled_by_kill(client, monkeypatch, state, map_index)
+
+
+@pytest.mark.parametrize("state", ["failed", "success", "skipped", "removed", "upstream_failed"])
+@pytest.mark.parametrize("map_index", [-1, 3])
+def test_a_kill_of_an_ended_task_cancels_its_job(engine, client, monkeypatch, state, map_index):
+    """Nobody will collect the results."""
+    assert _cancelled_by_kill(client, monkeypatch, state, map_index)
+
+
+def test_a_stale_claim_cancels_nothing(engine, client, monkeypatch):
+    """The job belongs to the newer attempt."""
+    assert not _cancelled_by_kill(client, monkeypatch, "failed", -1, attempts=2)
+
+
+def test_a_kill_can_be_told_to_leave_the_job(engine, client, monkeypatch):
+    """A sensor's trigger, for one."""
+    assert not _cancelled_by_kill(client, monkeypatch, "failed", -1, cancel_on_kill=False)
+
+
+def _cancelled_by_kill(client, monkeypatch, state, map_index, *, attempts=1, **options):
+    key = f"kill {state} {map_index} {attempts} {options}"
+    submits = [client.submit(["slow:20 hello"], idempotency_key=key) for _ in range(attempts)]
+    job, claim = submits[0].job, submits[0].claim
+
+    async def asend(message):
+        assert (message.dag_id, message.task_ids, message.map_index) == ("d", ["t"], map_index)
+        found = {"t" if map_index < 0 else f"t_{map_index}": state} if state else {}
+        return SimpleNamespace(task_states={message.run_ids[0]: found})
+
+    monkeypatch.setattr(task_runner, "SUPERVISOR_COMMS", SimpleNamespace(asend=asend), raising=False)
+    trigger = MilkrunJobTrigger(job_id=job.id, conn_id="milkrun_default", claim=claim, **options)
+    trigger.task_instance = Attempt("r", map_index=map_index)
+    asyncio.run(trigger.on_kill())
+
+    ended = client.job(job.id).is_terminal
+    client.cancel(job.id)
+    return ended
+
+
+def test_progress_is_told_sparingly(engine, client):
+    """A line when counts moved, and not at every one of them."""
+    lines = []
+    log = ProgressLog(SimpleNamespace(info=lambda *facts: lines.append(facts)))
+    job = client.submit(["slow:5 hello"]).job
+    for done in range(3):
+        log(job.model_copy(update={"rows_done": done}))
+    client.cancel(job.id)
+
+    assert len(lines) == 1
