@@ -14,7 +14,12 @@ from airflow.sdk import DAG, task
 from airflow_provider_milkrun.operators import MilkrunInferOperator, MilkrunSubmitOperator
 from airflow_provider_milkrun.sensors import MilkrunJobSensor
 
-pytestmark = pytest.mark.usefixtures("engine", "database")
+pytestmark = [
+    pytest.mark.usefixtures("engine", "database"),
+    # All of Airflow runs in this process, and with it every library that it uses: theirs are not ours to mend.
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.filterwarnings("error:::airflow_provider_milkrun"),
+]
 
 
 def run(dag):
@@ -144,6 +149,6 @@ def test_nothing_private_reaches_airflows_database(engine):
     assert run(dag)[0] == "success"
     from airflow.settings import engine as database
 
-    content = json.dumps([line for line in database.raw_connection().driver_connection.iterdump()])
+    content = json.dumps(list(database.raw_connection().driver_connection.iterdump()))
     assert secret not in content
     assert engine.key not in content

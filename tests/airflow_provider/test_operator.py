@@ -3,6 +3,7 @@ Operators without a scheduler: execute, defer, resume, on the real engine.
 """
 
 import asyncio
+import contextlib
 import json
 import threading
 import time
@@ -301,7 +302,12 @@ def test_airflows_time_limit_lies_behind_the_triggers(engine, attempt, client):
 def test_a_kill_in_the_worker_asks_for_the_tasks_state_too(engine, attempt, client, state, ends):
     """An evicted worker's job is still wanted; that of a task marked failed is not."""
     operator, context = an_infer(["slow:20 a"], deferrable=False), attempt(state=state)
-    thread = threading.Thread(target=lambda: pytest.raises(AirflowException, operator.execute, context), daemon=True)
+
+    def work():
+        with contextlib.suppress(AirflowException):
+            operator.execute(context)
+
+    thread = threading.Thread(target=work, daemon=True)
     thread.start()
     give_up = time.monotonic() + 30
     while "milkrun" not in context["task_state_store"] and time.monotonic() < give_up:
