@@ -1,0 +1,47 @@
+"""
+Which of core's errors a Prefect task may try again: one table, and the question that tasks ask.
+
+Errors are raised as they are, so a flow catches `milkrun.JobFailed` like everybody else. A job that ended
+badly is no reason to repeat a task: it has ended. Repeating the *flow* submits it anew.
+"""
+
+from typing import Any
+
+import milkrun as mr
+
+#: whether the same call may succeed later; the nearest class of an error decides
+RETRYABLE: dict[type[mr.MilkrunError], bool] = {
+    mr.MilkrunError: False,
+    mr.RequestError: True,
+    mr.ConnectError: True,
+    mr.RequestTimeout: True,
+    mr.ResponseError: False,
+    mr.InvalidRequest: False,
+    mr.AuthenticationError: False,
+    mr.PermissionDenied: False,
+    mr.NotFound: False,
+    mr.Conflict: False,
+    mr.TooLarge: False,
+    mr.RateLimited: True,
+    mr.EngineUnavailable: True,
+    mr.UnexpectedResponse: False,
+    mr.LocalEngineError: False,
+    mr.WaitTimeout: False,  # waiting again is the flow's decision
+    mr.JobError: False,
+    mr.JobFailed: False,
+    mr.JobCancelled: False,
+    mr.JobExpired: False,
+    mr.TooManyRowsFailed: False,  # its job succeeded: a retry would find the same one
+}
+
+
+def may_succeed_later(error: BaseException) -> bool:
+    """Whether another try of the same call may end otherwise."""
+    nearest = next((cls for cls in type(error).__mro__ if cls in RETRYABLE), None)
+    return nearest is not None and RETRYABLE[nearest]
+
+
+def is_retryable(_task: Any, _task_run: Any, state: Any) -> bool:
+    """For `@task(retry_condition_fn=is_retryable)`: true for errors that another try may cure."""
+    data = getattr(state.data, "result", state.data)  # a persisted error comes in a record
+    return isinstance(data, BaseException) and may_succeed_later(data)
