@@ -17,6 +17,8 @@ from milkrun_engine.api.limits import Activity, Limits
 from milkrun_engine.api.native import errors, routes
 from milkrun_engine.api.pages import routes as pages
 from milkrun_engine.blobs.local import LocalBlobs
+from milkrun_engine.dispatch.callbacks import Callbacks
+from milkrun_engine.dispatch.delivery import Sender
 from milkrun_engine.dispatch.dispatcher import Dispatcher
 from milkrun_engine.dispatch.duty import repeat
 from milkrun_engine.dispatch.housekeeping import Progress, Rescuer, Sweeper
@@ -25,6 +27,7 @@ from milkrun_engine.domain.ids import new_id
 from milkrun_engine.domain.models import ModelSpec
 from milkrun_engine.replicas.base import Pool
 from milkrun_engine.replicas.models import load_models
+from milkrun_engine.service.egress import Egress
 from milkrun_engine.service.jobs import JobService
 from milkrun_engine.service.results import ResultReader
 from milkrun_engine.service.signals import Signals
@@ -76,6 +79,7 @@ class Engine:
             pool=_make_pool(settings),
             give_up_seconds=settings.give_up_seconds,
         )
+        egress = Egress(private=settings.calls_private)
         self.service = JobService(
             store=self.store,
             blobs=blobs,
@@ -83,8 +87,10 @@ class Engine:
             signals=signals,
             models=self._models,
             links=links,
+            egress=egress,
             waiting_reason=self._dispatcher.waiting_reason,
         )
+        self._callbacks = Callbacks(store=self.store, threads=self._threads, signals=signals, sender=Sender(egress))
         preparer = Preparer(store=self.store, blobs=blobs, threads=self._threads, signals=signals, models=self._models)
         progress = Progress(
             store=self.store, threads=self._threads, signals=signals, recorder=self._dispatcher.recorder
@@ -96,6 +102,7 @@ class Engine:
             repeat("progress", progress.run_once),
             repeat("rescuer", rescuer.run_once),
             repeat("sweeper", sweeper.run_once),
+            repeat("callbacks", self._callbacks.run_once),
             *self._dispatcher.duties(),
         ]
         self._tasks: list[asyncio.Task[None]] = []
@@ -167,6 +174,7 @@ class Engine:
         async with AsyncExitStack() as stack:
             stack.callback(self.store.close)
             stack.callback(self._threads.stop)
+            stack.push_async_callback(self._callbacks.stop)
             await self._dispatcher.stop()
 
 

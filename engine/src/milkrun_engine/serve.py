@@ -96,10 +96,11 @@ async def _serve(settings: EngineSettings, listener: socket.socket, url: str) ->
 
 
 async def _stop_when_idle(engine: Engine, stopping: asyncio.Event) -> None:
-    """A local engine ends by itself when nobody has called for a while and no job is unfinished."""
+    """A local engine ends when nobody has called for a while, no job is unfinished and no callback is due soon."""
     idle_seconds = engine.settings.idle_seconds
     while True:
         await asyncio.sleep(min(_IDLE_CHECK_SECONDS, idle_seconds))
-        if engine.activity.idle_seconds >= idle_seconds and await engine.service.unfinished() == 0:
+        is_idle = engine.activity.idle_seconds >= idle_seconds
+        if is_idle and not await engine.service.unfinished() and not await engine.service.undelivered():
             log.info("idle", extra={"action": "engine_idle", "seconds": idle_seconds})
             stopping.set()

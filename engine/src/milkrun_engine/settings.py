@@ -2,6 +2,7 @@
 The engine's settings: arguments, then `MILKRUN_*` environment variables, then defaults.
 """
 
+import ipaddress
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -12,6 +13,7 @@ from milkrun.local import default_data_dir
 
 REPLICAS = ("vllm", "echo")
 POOLS = ("local", "ray")
+_TRUTH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 DEFAULT_POOL = {"vllm": "ray", "echo": "local"}
 
 
@@ -31,6 +33,7 @@ class EngineSettings:
         public_url: how others reach this engine, for links; the listening address when absent.
         is_local: the one engine that a user's clients start by themselves: it ends when idle.
         idle_seconds: how long a local engine stays without jobs and callers.
+        callback_private: callbacks may go to private and loopback addresses; as `calls_private` decides when absent.
         give_up_seconds: rows end as `model_unavailable` when their model failed for so long.
     """
 
@@ -45,6 +48,7 @@ class EngineSettings:
     is_local: bool = False
     idle_seconds: float = 600.0
     give_up_seconds: float = 1_800.0
+    callback_private: bool | None = None
 
     @classmethod
     def read(cls, environ: Mapping[str, str] = os.environ, **arguments: Any) -> Self:
@@ -71,6 +75,20 @@ class EngineSettings:
         """The pool: as given, or the usual one of the replica."""
         return self.pool or DEFAULT_POOL.get(self.replica, "local")
 
+    @property
+    def calls_private(self) -> bool:
+        """Callbacks to private addresses: as given, or if only this host's own users reach the engine."""
+        if self.callback_private is not None:
+            return self.callback_private
+        return self.is_local or _is_loopback(self.host)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
 
 def _parse(name: str, text: str) -> Any:
     match name:
@@ -78,6 +96,10 @@ def _parse(name: str, text: str) -> Any:
             kind: Any = int
         case "idle_seconds" | "give_up_seconds":
             kind = float
+        case "callback_private":
+            if text.lower() not in _TRUTH:
+                raise ValueError(f"MILKRUN_CALLBACK_PRIVATE must be 1 or 0, not {text!r}")
+            return _TRUTH[text.lower()]
         case "data_dir" | "models":
             return Path(text).expanduser()
         case _:

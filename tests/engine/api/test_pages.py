@@ -62,6 +62,16 @@ async def test_what_callers_write_is_never_markup(api: Api) -> None:
     assert "<script" not in missing.text
 
 
+async def test_a_jobs_page_leads_back_to_the_run_that_submitted_it_and_shows_its_labels(api: Api) -> None:
+    facts = {"external_url": "https://orchestrator.test/runs/7?a=b&c=d", "labels": {"dag_id": "nightly"}}
+    text = (await api.nobody.get((await api.submit(**facts))["job"]["url"])).text
+    assert '<a href="https://orchestrator.test/runs/7?a=b&amp;c=d" rel="noopener noreferrer">' in text
+    assert "<th>dag_id</th><td>nightly</td>" in text
+    for url in ("javascript:alert(1)", "data:text/html,x", "//elsewhere.test", "JAVASCRIPT://a"):
+        answer = await api.mine.post("/api/jobs", json={"rows": ["a"], "external_url": url})
+        assert (422, "invalid_request") == (answer.status_code, answer.json()["code"])
+
+
 async def test_no_page_allows_a_script_or_shows_a_prompt_or_an_answer(api: Api) -> None:
     job_id = await api.done(["the secret prompt"], spec={"system_prompt": "the secret system prompt"})
     job = (await api.mine.get(f"/api/jobs/{job_id}")).json()

@@ -113,6 +113,19 @@ def test_the_change_feed_reads_on_from_its_number(large: World, plans: Any, on: 
     assert scans(plan) == []
 
 
+def test_due_callbacks_are_found_by_index(large: World, plans: Any) -> None:
+    plan = plans(lambda: large.store.callbacks.due(32, but=["callback_1"], not_to=["http://a.test"]))
+    assert any("ix_callbacks_due" in step for step in plan), plan
+    assert scans(plan) == []
+    assert not any("TEMP B-TREE" in step for step in plan), "no sorting: the index has the order"
+
+
+def test_a_cancel_by_label_finds_its_jobs_by_index(large: World, plans: Any) -> None:
+    plan = plans(lambda: large.store.jobs.cancel_labelled(large.tenant, {"nobody": "has this"}, limit=100))
+    assert any("ix_job_labels_tenant_id_name_value" in step for step in plan), plan
+    assert scans(plan) == []
+
+
 def test_readers_of_results_find_windows_and_chunks_by_index(large: World, plans: Any) -> None:
     plan = plans(lambda: large.store.chunks.readable(large.tenant, "job_3"))
     plan += plans(lambda: large.store.chunks.windows("job_3", 10, 20))

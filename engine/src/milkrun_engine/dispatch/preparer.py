@@ -83,6 +83,8 @@ class Preparer:
             self._signals.to_dispatch.set()
             if window.number == 0 or recorded.ended is not None:
                 self._signals.changed(work.tenant_id)
+            if recorded.ended is not None:
+                self._signals.to_call_back.set()
 
     async def _fail(self, work: Preparation, code: str, message: str) -> None:
         self._open.pop(work.job_id, None)

@@ -64,5 +64,6 @@ class Recorder:
         self.changed_jobs.add(lease.job_id)
         if recorded.ended is not None or not recorded.accepted:
             self._signals.changed(lease.tenant_id)
+            self._signals.to_call_back.set()
         if recorded.ended is not None:
             log.info("job ended", extra={"action": "job_ended", "job_id": lease.job_id, "status": str(recorded.ended)})

@@ -61,7 +61,8 @@ class DueCallback:
 
 def next_delay(due: DueCallback, attempt: Attempt) -> float | None:
     """Seconds until the next attempt, with jitter; None when there is none."""
-    steps, made = _STEPS, due.attempts  # steps[0] follows the first attempt
+    steps: tuple[float, ...] = _STEPS
+    made = due.attempts  # steps[0] follows the first attempt
     if due.kind is CallbackKind.prefect_resume:
         if due.age_seconds > _RESUME_SPAN:
             return None

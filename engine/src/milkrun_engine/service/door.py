@@ -2,16 +2,23 @@
 What is refused at the door: a job whose spec or input can't work, told before it is accepted.
 """
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from milkrun.status import InputFormat, JobKind, RowErrorCode
-from milkrun.wire import JobSpec
+from milkrun.status import CallbackKind, InputFormat, JobKind, RowErrorCode
+from milkrun.wire import Callback, JobSpec
 from milkrun_engine.blobs import inputs
 from milkrun_engine.domain import sampling
 from milkrun_engine.domain.errors import InputUnreadable, InvalidRequest, MissingColumn, UnknownModel
 from milkrun_engine.domain.models import ModelSpec
 from milkrun_engine.domain.rows import TEXT_COLUMN, RefusedRow, RowReader
+
+_SECRET = re.compile(r"whsec_(?:[A-Za-z0-9+/]{4}){8,}(?:[A-Za-z0-9+/]{2,3})?={0,2}")
+_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,200}")
+_HEADER_VALUE = re.compile(r"[\x21-\x7e]([\x20-\x7e\t]*[\x21-\x7e])?")
+#: what a request says of itself, and what the engine says of the callback
+_OWN_HEADERS = re.compile(r"(?i)host|content-length|transfer-encoding|connection|te|trailer|upgrade|expect|webhook-.*")
 
 
 def resolve_model(spec: JobSpec, models: dict[str, ModelSpec]) -> ModelSpec:
@@ -35,6 +42,25 @@ def resolve_model(spec: JobSpec, models: dict[str, ModelSpec]) -> ModelSpec:
             f"model {model.name!r} is of kind {model.kind}; for {spec.kind} name one of {_names(of_kind)}"
         )
     return model
+
+
+def check_callback(callback: Callback) -> None:
+    """
+    Refuse a callback that could not be sent; its URL's address is `Egress.check`'s. No word quotes what is secret.
+
+    Raises:
+        InvalidRequest: its secret, a header or its path can't be used.
+    """
+    if callback.secret is not None and not _SECRET.fullmatch(callback.secret):
+        raise InvalidRequest("callback.secret is not `whsec_` and base64 of 24 bytes or more")
+    for name, value in callback.headers.items():
+        if not _HEADER_NAME.fullmatch(name) or _OWN_HEADERS.fullmatch(name):
+            raise InvalidRequest("callback.headers has a name that is no header, or one that the engine sets")
+        if not _HEADER_VALUE.fullmatch(value):
+            raise InvalidRequest(f"callback.headers: the value of {name} has characters that a header can't have")
+    path = callback.url.partition("?")[0].partition("#")[0]
+    if callback.kind is CallbackKind.prefect_resume and not path.endswith("/resume"):
+        raise InvalidRequest("callback.url of a prefect_resume is `{api}/flow_runs/{id}/resume`")
 
 
 def check_spec(spec: JobSpec) -> None:

@@ -19,6 +19,7 @@ from milkrun_engine.domain.jobs import JobRecord, NewJob, SubmitResult
 from milkrun_engine.domain.models import ModelSpec
 from milkrun_engine.domain.rows import RowReader
 from milkrun_engine.service import door
+from milkrun_engine.service.egress import Egress
 from milkrun_engine.service.leftovers import delete_unnamed
 from milkrun_engine.service.signals import Signals
 from milkrun_engine.service.threads import Threads
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 MAX_UPLOAD_BYTES = 200_000_000_000
 _SAFETY_READ_SECONDS = 30.0
 _CANCEL_BATCH = 100
+_SOON_SECONDS = 600.0
+_LONG_SECONDS = 3_600.0
 
 
 class JobService:
@@ -49,6 +52,7 @@ class JobService:
         signals: Signals,
         models: dict[str, ModelSpec],
         links: PageLinks,
+        egress: Egress,
         waiting_reason: Callable[[str], str | None],
     ) -> None:
         self._store = store
@@ -57,6 +61,7 @@ class JobService:
         self._signals = signals
         self._models = models
         self._links = links
+        self._egress = egress
         self._waiting_reason = waiting_reason
         self._stopping = asyncio.Event()
 
@@ -110,6 +115,9 @@ class JobService:
         spec = request.spec
         model = door.resolve_model(spec, self._models)
         door.check_spec(spec)
+        if request.callback is not None:
+            door.check_callback(request.callback)
+            await self._egress.check(request.callback.url)
         reader = RowReader.of(spec, model.name, {name: model.kind for name, model in self._models.items()})
         source = await self._input(tenant_id, request)
         try:
@@ -148,7 +156,7 @@ class JobService:
             description=request.description,
             labels=request.labels,
             external_url=request.external_url,
-            callback=request.callback and request.callback.model_dump(mode="json"),
+            callback=request.callback.model_dump(mode="json") if request.callback else None,
         )
         return await self._threads.write(self._store.jobs.submit, new)
 
@@ -286,6 +294,10 @@ class JobService:
     async def unfinished(self) -> int:
         """How many jobs are not over, of all tenants."""
         return await self._threads.read(self._store.jobs.unfinished)
+
+    async def undelivered(self) -> int:
+        """How many callbacks will be tried soon; one that has failed for long is left to the next engine."""
+        return await self._threads.read(self._store.callbacks.pending_soon, _SOON_SECONDS, _LONG_SECONDS)
 
     def _submitted(self, result: SubmitResult) -> Submitted:
         return Submitted(

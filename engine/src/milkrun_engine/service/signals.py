@@ -16,6 +16,7 @@ class Signals:
         self._changed: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self.to_prepare = asyncio.Event()  #: a job has input to read
         self.to_dispatch = asyncio.Event()  #: a chunk may be ready, or a pool is needed
+        self.to_call_back = asyncio.Event()  #: a job with a callback may have ended, or a receiver is free again
         self.wanted_pools: set[str] = set()  #: pools of jobs just submitted, to be warmed before their first chunk
         self._on_stopped: list[Callable[[str], None]] = []
 
@@ -39,6 +40,7 @@ class Signals:
 
     def stopped(self, job_id: str) -> None:
         """A job was cancelled, failed or replaced."""
+        self.to_call_back.set()
         for listener in self._on_stopped:
             listener(job_id)
 

@@ -60,14 +60,6 @@ class Callbacks:
         with self._database.read() as connection:
             return [_due(row) for row in connection.execute(query)]
 
-    def next_due_seconds(self, *, but: Collection[str] = ()) -> float | None:
-        """How long until the next callback but these is due; None when none is pending."""
-        query = select(func.min(callbacks.c.due_at) - self._database.now).where(
-            callbacks.c.state == CallbackState.pending, callbacks.c.id.not_in(but)
-        )
-        with self._database.read() as connection:
-            return connection.execute(query).scalar_one()
-
     def mark(self, callback_id: str, state: CallbackState, error: str | None, delay_seconds: float = 0.0) -> None:
         """Count an attempt and say what became of it; a pending one is due again after the delay."""
         with self._database.write() as connection:

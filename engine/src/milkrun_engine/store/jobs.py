@@ -243,8 +243,11 @@ class Jobs:
             labels,
         )
         with self._database.write() as connection:
-            found = lock(connection, list(connection.execute(query).scalars()))
-            stopped = [job_id for job_id, _ in found if _stop(connection, self._database.now, jobs.c.id == job_id)]
+            found = list(connection.execute(query).scalars())
+            if not found:
+                return []
+            lock(connection, found)
+            stopped = [job_id for job_id in found if _stop(connection, self._database.now, jobs.c.id == job_id)]
             if stopped:
                 stamp(connection, tenant_id, stopped, status=True)
             return [_read(connection, job_id) for job_id in stopped]
