@@ -152,5 +152,5 @@ def attempt(request: pytest.FixtureRequest) -> Callable[..., dict[str, Any]]:
 @pytest.fixture(scope="session")
 def database() -> None:
     """Airflow's own database, migrated."""
-    done = subprocess.run([BIN / "airflow", "db", "migrate"], check=False, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([BIN / "airflow", "db", "migrate"], check=False, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -20,13 +20,11 @@ from airflow_provider_milkrun.events import JobEvent, Reason
 from airflow_provider_milkrun.failures import failure, translated
 from airflow_provider_milkrun.hooks import Engine, MilkrunHook
 from airflow_provider_milkrun.links import JOB_URL, MilkrunJobLink
-from airflow_provider_milkrun.triggers import MilkrunJobTrigger, ProgressLog
+from airflow_provider_milkrun.triggers import GRACE_SECONDS, HEALS, MilkrunJobTrigger, ProgressLog
 from milkrun import outcome
 from milkrun.hashing import key_of
 
 _STORE_KEY = "milkrun"  # in the task's state store (Airflow 3.3): this attempt's job, claim, deadline and heals
-_HEALS = 3  # so often a wait that broke is taken up again, before the task's own retries have their turn
-_GRACE_SECONDS = 120.0  # Airflow's own time limit of the wait lies behind the trigger's, which is kinder
 _KILL_SECONDS = 10.0
 
 
@@ -223,7 +221,7 @@ class MilkrunInferOperator(MilkrunSubmitOperator):
     def _defer(self, record: dict[str, Any]) -> Any:
         """Leave the worker; Airflow wakes a new instance of this operator."""
         deadline = record["deadline"]
-        limits = [] if deadline is None else [max(0.0, deadline - time.time()) + _GRACE_SECONDS]
+        limits = [] if deadline is None else [max(0.0, deadline - time.time()) + GRACE_SECONDS]
         if self.execution_timeout is not None:
             limits.append(self.execution_timeout.total_seconds())
         self.defer(
@@ -276,8 +274,10 @@ class MilkrunInferOperator(MilkrunSubmitOperator):
             job = client.job(record["job_id"])
             if job.is_terminal:
                 return self._finish(context, engine, client, job)
-        if record["heals"] >= _HEALS:
-            raise AirflowException(f"{why}. Job {job.id} goes on, and the task's next attempt finds it. {job.url}")
+        if record["heals"] >= HEALS:
+            raise AirflowException(
+                f"{why}. Job {job.id} goes on, and the task's next attempt finds it. {engine.page(job)}"
+            )
         self.log.warning("%s; job %s is %s, waiting again", why, job.id, job.status)
         record = {**record, "heals": record["heals"] + 1}
         _remember(context, record)
@@ -291,7 +291,7 @@ class MilkrunInferOperator(MilkrunSubmitOperator):
             return {"claim": None, "deadline": None, "heals": 0, **found}
         attached = client.attach(_key(context["ti"], engine))
         # Without a store nobody counts the heals: the task's own retries do it.
-        return {"job_id": attached.job.id, "claim": attached.claim, "deadline": None, "heals": _HEALS}
+        return {"job_id": attached.job.id, "claim": attached.claim, "deadline": None, "heals": HEALS}
 
     def _timed_out(self, client: mr.Milkrun, record: dict[str, Any], error: mr.WaitTimeout) -> Any:
         if self.cancel_on_timeout:

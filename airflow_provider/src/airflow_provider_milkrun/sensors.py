@@ -8,17 +8,15 @@ from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import BaseSensorOperator, Context
-from airflow.sdk.exceptions import AirflowSensorTimeout, AirflowSkipException
+from airflow.sdk.exceptions import AirflowException, AirflowSensorTimeout, AirflowSkipException
 
 import milkrun as mr
 from airflow_provider_milkrun.events import JobEvent, Reason
 from airflow_provider_milkrun.failures import translated
 from airflow_provider_milkrun.hooks import Engine, MilkrunHook
 from airflow_provider_milkrun.links import JOB_URL, MilkrunJobLink
-from airflow_provider_milkrun.triggers import MilkrunJobTrigger
+from airflow_provider_milkrun.triggers import GRACE_SECONDS, HEALS, MilkrunJobTrigger
 from milkrun import outcome
-
-_GRACE_SECONDS = 120.0
 
 
 class MilkrunJobSensor(BaseSensorOperator):
@@ -67,29 +65,31 @@ class MilkrunJobSensor(BaseSensorOperator):
         """Whether the job has ended."""
         return self._look(self.job_id)[1].is_terminal
 
-    def execute_complete(self, context: Context, event: Any = None) -> Any:
+    def execute_complete(self, context: Context, event: Any, deadline: float, heals: int = 0) -> Any:  # noqa: ARG002
         """Take up the task after the wait."""
+        engine, job = self._look(self.job_id)
+        if job.is_terminal:
+            return self._facts(engine, job)
         try:
             word = JobEvent.read(event)
         except ValueError as error:
-            raise AirflowSensorTimeout(str(error)) from error
-        engine, job = self._look(word.job_id)
-        if job.is_terminal:
-            return self._facts(engine, job)
+            word = JobEvent(job_id=job.id, reason=Reason.unsure, message=str(error))
         if word.reason is Reason.timeout:
-            message = f"job {job.id} is still {job.status} after {self.timeout:g} seconds. {job.url}"
+            message = f"job {job.id} is still {job.status} after {self.timeout:g} seconds. {engine.page(job)}"
             raise AirflowSkipException(message) if self.soft_fail else AirflowSensorTimeout(message)
+        if heals >= HEALS:
+            raise AirflowException(f"{word.message}. Job {job.id} goes on. {engine.page(job)}")
         self.log.warning("%s; job %s is %s, waiting again", word.message, job.id, job.status)
-        limit = context["ti"].start_date.timestamp() + self.timeout
-        return self._defer(max(limit, time.time()))
+        return self._defer(deadline, heals + 1)
 
-    def _defer(self, deadline: float) -> Any:
+    def _defer(self, deadline: float, heals: int = 0) -> Any:
         self.defer(
             trigger=MilkrunJobTrigger(
                 job_id=self.job_id, conn_id=self.milkrun_conn_id, deadline=deadline, cancel_on_kill=False
             ),
             method_name="execute_complete",
-            timeout=timedelta(seconds=max(0.0, deadline - time.time()) + _GRACE_SECONDS),
+            kwargs={"deadline": deadline, "heals": heals},
+            timeout=timedelta(seconds=max(0.0, deadline - time.time()) + GRACE_SECONDS),
         )
 
     def _look(self, job_id: str) -> tuple[Engine, mr.Job]:

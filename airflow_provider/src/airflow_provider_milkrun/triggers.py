@@ -19,6 +19,8 @@ from airflow_provider_milkrun.events import JobEvent, Reason
 from airflow_provider_milkrun.hooks import MilkrunHook
 from milkrun import outcome
 
+HEALS = 3  # so often a wait that broke is taken up again, before the task's own retries have their turn
+GRACE_SECONDS = 120.0  # Airflow's own time limit of a wait lies behind the trigger's, which is kinder
 _PROGRESS_SECONDS = 30.0
 
 
@@ -65,20 +67,31 @@ class MilkrunJobTrigger(BaseTrigger):
 
     async def _event(self) -> JobEvent:
         try:
-            engine = await MilkrunHook(self.conn_id).aengine()
-            # The watcher calls from a thread of its own; the task's log is found through this context.
-            loop, context, say = asyncio.get_running_loop(), contextvars.copy_context(), ProgressLog(self.log)
-            wait = engine.watcher().watch(self.job_id, lambda job: loop.call_soon_threadsafe(say, job, context=context))
-            left = None if self.deadline is None else max(0.0, self.deadline - time.time())
-            job = await asyncio.wait_for(asyncio.wrap_future(wait), left)
-        except TimeoutError:
-            return JobEvent(job_id=self.job_id, reason=Reason.timeout)
+            job = await self._ended()
         except Exception as error:
             # Not being able to ask says nothing about the job: the task looks again, with its own retries behind it.
             message = f"{type(error).__name__}: {error}"
             self.log.warning("waiting for job %s failed: %s", self.job_id, message)
             return JobEvent(job_id=self.job_id, reason=Reason.unsure, message=message[:500])
+        if job is None:
+            return JobEvent(job_id=self.job_id, reason=Reason.timeout)
         return JobEvent(job_id=self.job_id, reason=Reason.ended, message=f"{job.status}, {outcome.progress(job)}")
+
+    async def _ended(self) -> mr.Job | None:
+        """Wait for the job's end; None at the deadline."""
+        engine = await MilkrunHook(self.conn_id).aengine()
+        # The watcher calls from a thread of its own; the task's log is found through this context.
+        loop, context, say = asyncio.get_running_loop(), contextvars.copy_context(), ProgressLog(self.log)
+        end = asyncio.wrap_future(
+            engine.watcher().watch(self.job_id, lambda job: loop.call_soon_threadsafe(say, job, context=context))
+        )
+        try:
+            left = None if self.deadline is None else max(0.0, self.deadline - time.time())
+            # Not `wait_for`: its TimeoutError could be anybody's, and a deadline cancels the job.
+            await asyncio.wait({end}, timeout=left)
+            return end.result() if end.done() else None
+        finally:
+            end.cancel()
 
     async def on_kill(self) -> None:
         """Cancel the job if a user ended the task; Airflow 3.3 also calls this for cleared and moved tasks."""
