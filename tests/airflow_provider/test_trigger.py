@@ -11,6 +11,8 @@ from airflow.sdk.execution_time import task_runner
 from airflow.sdk.module_loading import import_string
 from airflow_provider.conftest import Attempt
 
+import milkrun as mr
+from airflow_provider_milkrun import _kills
 from airflow_provider_milkrun.events import JobEvent, Reason
 from airflow_provider_milkrun.triggers import MilkrunJobTrigger, ProgressLog
 
@@ -100,6 +102,29 @@ def test_a_kill_of_an_ended_task_cancels_its_job(engine, client, monkeypatch, st
 def test_a_stale_claim_cancels_nothing(engine, client, monkeypatch):
     """The job belongs to the newer attempt."""
     assert not _cancelled_by_kill(client, monkeypatch, "failed", -1, attempts=2)
+
+
+def test_a_kill_that_is_cut_off_goes_on(engine, client, monkeypatch):
+    """Airflow cancels the trigger again while `on_kill` still waits for a slow answer."""
+    job = client.submit(["slow:20 hello"]).job
+
+    async def slow(message):
+        await asyncio.sleep(0.5)
+        return SimpleNamespace(task_states={message.run_ids[0]: {"t": "failed"}})
+
+    async def killed():
+        trigger = MilkrunJobTrigger(job_id=job.id, conn_id="milkrun_default")
+        trigger.task_instance = Attempt("r")
+        kill = asyncio.ensure_future(trigger.on_kill())
+        await asyncio.sleep(0.1)
+        kill.cancel()
+        await asyncio.gather(*_kills.RUNNING)
+        return kill.cancelled()
+
+    monkeypatch.setattr(task_runner, "SUPERVISOR_COMMS", SimpleNamespace(asend=slow), raising=False)
+
+    assert asyncio.run(killed())
+    assert client.job(job.id).status is mr.JobStatus.cancelled
 
 
 def test_a_kill_can_be_told_to_leave_the_job(engine, client, monkeypatch):

@@ -5,10 +5,12 @@ A trigger or a worker is also stopped when its task is cleared, redistributed to
 or evicted; the job is then still wanted, and the next attempt finds it by its key.
 """
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
 ENDED = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
+RUNNING: set[asyncio.Future[None]] = set()  # an event loop alone does not keep its tasks
 
 
 def question(task_instance: Any) -> dict[str, Any]:

@@ -97,6 +97,14 @@ class MilkrunJobTrigger(BaseTrigger):
         """Cancel the job if a user ended the task; Airflow 3.3 also calls this for cleared and moved tasks."""
         if not self.cancel_on_kill or self.task_instance is None:
             return
+        # Airflow 3.3.2 cancels a trigger again while this still runs, when its supervisor was slow to answer: what
+        # was begun goes on by itself then.
+        work = asyncio.ensure_future(self._stop_job())
+        _kills.RUNNING.add(work)
+        work.add_done_callback(_kills.RUNNING.discard)
+        await asyncio.shield(work)
+
+    async def _stop_job(self) -> None:
         from airflow.sdk.execution_time import task_runner
         from airflow.sdk.execution_time.comms import GetTaskStates
 
