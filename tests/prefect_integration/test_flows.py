@@ -2,8 +2,10 @@ import asyncio
 import pickle
 import time
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import UUID
 
+import psutil
 import pytest
 from prefect import flow, task
 from prefect.client.orchestration import get_client
@@ -27,7 +29,7 @@ from prefect_milkrun import (
 )
 
 pytestmark = pytest.mark.usefixtures("harness")
-WAIT = 60.0
+WAIT = 120.0
 
 
 def jobs_of(client: mr.Milkrun, flow_run_id: object) -> list[mr.Job]:
@@ -52,6 +54,7 @@ def test_one_line_in_a_flow(credentials: MilkrunCredentials, client: mr.Milkrun)
     assert 2 == len(results.to_pandas())
     (job,) = jobs_of(client, run_id)
     assert job.id == results.job_id
+    assert (job.external_url or "").endswith(f"/runs/flow-run/{run_id}")
     assert job.labels.items() >= {"orchestrator": "prefect", "prefect_flow": "classify"}.items()
 
 
@@ -285,18 +288,70 @@ def test_an_engine_that_is_away_is_no_reason_to_try_for_ever(credentials: Milkru
     assert time.monotonic() - began < 20
 
 
-def test_a_hundred_tasks_wait_over_one_connection(credentials: MilkrunCredentials, client: mr.Milkrun) -> None:
-    import threading
+def connections(engine: dict[str, Any]) -> int:
+    """How many connections this process has to the engine."""
+    port = urlsplit(engine["url"]).port
+    found = psutil.Process().net_connections(kind="tcp")
+    return sum(1 for each in found if each.raddr and each.raddr.port == port and each.status == "ESTABLISHED")
 
-    watching: set[str] = set()
+
+def test_a_hundred_tasks_wait_over_one_connection(
+    engine: dict[str, Any], credentials: MilkrunCredentials, client: mr.Milkrun
+) -> None:
+    counted: list[int] = []
 
     @flow(task_runner=ThreadPoolTaskRunner(max_workers=100))
     def crowd() -> list[str]:
-        job_ids = [client.infer([f"slow:6 {number}"]) for number in range(100)]
+        job_ids = [client.infer([f"slow:600 {number}"]) for number in range(100)]
+        before = connections(engine)
         waits = [wait_job.submit(job_id, credentials=credentials, timeout=WAIT) for job_id in job_ids]
-        time.sleep(2)
-        watching.update(thread.name for thread in threading.enumerate() if thread.name.startswith("milkrun"))
+        deadline = time.monotonic() + WAIT
+        while len(credentials._watcher()._waits) < 100:
+            assert time.monotonic() < deadline, "a hundred tasks did not begin to wait"
+            time.sleep(0.2)
+        counted.append(connections(engine) - before)
+        for job_id in job_ids:
+            client.cancel(job_id)
         return [wait.result().status.value for wait in waits]
 
-    assert ["succeeded"] * 100 == crowd()
-    assert {"milkrun feed", "milkrun jobs"} >= watching
+    assert ["cancelled"] * 100 == crowd()
+    assert counted[0] <= 1
+
+
+def test_a_hundred_awaiting_tasks_do_the_same(
+    engine: dict[str, Any], credentials: MilkrunCredentials, client: mr.Milkrun
+) -> None:
+    @flow
+    async def crowd() -> list[str]:
+        job_ids = [client.infer([f"slow:2 {number}"]) for number in range(100)]
+        jobs = await asyncio.gather(*(await_job(each, credentials=credentials, timeout=WAIT) for each in job_ids))
+        return [job.status.value for job in jobs]
+
+    assert ["succeeded"] * 100 == asyncio.run(crowd())
+
+
+def test_the_engine_is_asked_to_resume_the_run(credentials: MilkrunCredentials) -> None:
+    from prefect.settings import PREFECT_API_AUTH_STRING, temporary_settings
+
+    from prefect_milkrun._run import Here
+
+    @flow
+    def asks() -> tuple[str, dict[str, Any]]:
+        with temporary_settings({PREFECT_API_AUTH_STRING: "user:pass"}):
+            return flow_run.id, Here.now().callback("http://prefect:4200/api/") or {}
+
+    run_id, callback = asks()
+    assert f"http://prefect:4200/api/flow_runs/{run_id}/resume" == callback["url"]
+    assert {"Authorization": "Basic dXNlcjpwYXNz"} == callback["headers"]
+
+
+def test_where_the_engine_calls_nobody_the_job_is_submitted_all_the_same(credentials: MilkrunCredentials) -> None:
+    never_called = credentials.model_copy(update={"prefect_api_url": "http://169.254.0.1/api"})
+
+    @flow
+    def asks() -> mr.Submitted:
+        return submit_job(iter(["one"]), credentials=never_called, call_key="it", resume=True)
+
+    job = asks().job
+    assert "prefect_callback" not in job.labels
+    assert {"orchestrator": "prefect"}.items() <= job.labels.items()

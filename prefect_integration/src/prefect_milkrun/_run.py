@@ -7,6 +7,7 @@ it: an attempt that finds its own job ended badly reports that, a later one subm
 """
 
 import base64
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 from uuid import UUID
@@ -22,6 +23,7 @@ from milkrun.hashing import key_of
 ORCHESTRATOR = {"orchestrator": "prefect"}  #: every job of ours carries this label
 RUN_LABEL = "prefect_flow_run_id"
 ATTEMPT_LABEL = "prefect_attempt"
+CALLBACK_LABEL = "prefect_callback"  #: the engine was asked to resume the flow run
 TAG = "milkrun"  #: a flow run that is suspended for a job carries this tag
 AWAITS = "milkrun:"  #: and one with the job's id behind it
 _COUNTER = "milkrun"
@@ -40,7 +42,6 @@ class Here:
     flow_run_id: UUID | None = None
     flow_name: str | None = None
     deployment_id: UUID | None = None
-    tags: tuple[str, ...] = ()
     is_subflow: bool = False
     is_async: bool = False
     task_run_id: UUID | None = None
@@ -56,7 +57,6 @@ class Here:
             flow_run_id=flow.flow_run.id,
             flow_name=flow.flow.name if flow.flow else None,
             deployment_id=flow.flow_run.deployment_id,
-            tags=tuple(flow.flow_run.tags),
             is_subflow=flow.flow_run.parent_task_run_id is not None,
             is_async=bool(flow.flow and flow.flow.isasync),
             task_run_id=task_run_id,
@@ -147,9 +147,10 @@ def cancel_jobs_of(client: mr.Milkrun, flow_run_id: str) -> list[mr.Job]:
     return [client.cancel(job.id) for job in jobs if not job.is_terminal]
 
 
-def is_verdict(job: mr.Job, attempt: int) -> bool:
-    """Whether the job ended badly in this very attempt: to be reported, not to be run again."""
-    return job.status in _ENDED_BADLY and job.labels.get(ATTEMPT_LABEL) == str(attempt)
+def is_verdict(job: mr.Job, labels: Mapping[str, str]) -> bool:
+    """Whether the job ended badly in this very attempt of this flow run: to be reported, not to be run again."""
+    same = all(name in labels and labels[name] == job.labels.get(name) for name in (RUN_LABEL, ATTEMPT_LABEL))
+    return same and job.status in _ENDED_BADLY
 
 
 def attempt_key(_context: TaskRunContext, _parameters: dict[str, Any]) -> str:

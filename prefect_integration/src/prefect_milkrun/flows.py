@@ -28,7 +28,7 @@ from prefect.utilities.annotations import quote
 import milkrun as mr
 from milkrun.settings import Settings
 from prefect_milkrun import artifacts
-from prefect_milkrun._run import AWAITS, TAG, Here, cancel_jobs_of, next_call, prefect
+from prefect_milkrun._run import AWAITS, CALLBACK_LABEL, TAG, Here, cancel_jobs_of, next_call, prefect
 from prefect_milkrun.credentials import MilkrunCredentials, Progress
 from prefect_milkrun.results import MilkrunResults
 from prefect_milkrun.tasks import (
@@ -62,6 +62,7 @@ class _Wait:
     credentials: MilkrunCredentials
     here: Here
     how: Defer
+    may_choose: bool
     timeout: float | None
     cancel_on_timeout: bool
     reschedule_seconds: float
@@ -69,7 +70,14 @@ class _Wait:
     @classmethod
     def of(cls, credentials: Credentials, defer: Defer | str, **rest: Any) -> Self:
         block, here = MilkrunCredentials.of(credentials), Here.now()
-        return cls(credentials=block, here=here, how=_choose(Defer(defer), here, block), **rest)
+        wish = Defer(defer)
+        return cls(credentials=block, here=here, how=_choose(wish, here, block), may_choose=wish is Defer.auto, **rest)
+
+    def way(self, job: mr.Job) -> Defer:
+        """What to do until the job ends: a run that nobody promised to resume comes back by itself."""
+        if self.may_choose and self.how is Defer.suspend and CALLBACK_LABEL not in job.labels:
+            return Defer.reschedule
+        return self.how
 
     def look(self, submitted: mr.Submitted) -> tuple[mr.Job, float | None]:
         """Read the job, and the seconds that are left for it; out of time is a `WaitTimeout`."""
@@ -81,14 +89,16 @@ class _Wait:
             if left > 0:
                 return job, left
             if self.cancel_on_timeout:
-                client.cancel(job.id, submitted.claim)
+                with suppress(mr.Conflict):  # a later attempt owns it
+                    client.cancel(job.id, submitted.claim)
         raise waited_enough(job)
 
     def tag(self, job: mr.Job) -> None:
         """Say on the flow run which job it waits for: the resumer looks for that."""
         assert self.here.flow_run_id is not None
-        others = [tag for tag in self.here.tags if tag != TAG and not tag.startswith(AWAITS)]
         with prefect() as client:
+            tags = client.read_flow_run(self.here.flow_run_id).tags
+            others = [tag for tag in tags if tag != TAG and not tag.startswith(AWAITS)]
             client.update_flow_run(self.here.flow_run_id, tags=[*others, TAG, AWAITS + job.id])
 
     def come_back_later(self, job: mr.Job) -> NoReturn:
@@ -163,7 +173,7 @@ def infer(
         job, left = wait.look(submitted)
         if job.is_terminal:
             break
-        match wait.how:
+        match wait.way(job):
             case Defer.suspend:
                 wait.tag(job)
                 suspend_flow_run(timeout=_whole(left))  # without a key: a repeated one is skipped in silence
@@ -221,7 +231,7 @@ async def ainfer(
         job, left = await asyncio.to_thread(wait.look, submitted)
         if job.is_terminal:
             break
-        match wait.how:
+        match wait.way(job):
             case Defer.suspend:
                 await asyncio.to_thread(wait.tag, job)
                 await asuspend_flow_run(timeout=_whole(left))

@@ -30,6 +30,7 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.responses import SetStateStatus
 from prefect.exceptions import PrefectException
 from prefect.logging import get_logger
+from prefect.logging.configuration import setup_logging
 from prefect.settings import get_current_settings
 
 import milkrun as mr
@@ -78,6 +79,7 @@ class Resumer:
         """Work until the time is up, or for ever; an engine or a Prefect that is away is waited for."""
         until = None if seconds is None else time.monotonic() + seconds
         cursor: str | None = None
+        log.info("looking at %s", self._credentials.url or "the engine of MILKRUN_URL")
         with self._credentials.get_client() as engine, prefect() as server:
             while until is None or time.monotonic() < until:
                 began = time.monotonic()
@@ -188,6 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     if get_current_settings().api.url is None:
         parser.error("PREFECT_API_URL is not set: which Prefect server shall be looked at?")
+    setup_logging()
     with contextlib.suppress(KeyboardInterrupt):
         Resumer(chosen.block, look_seconds=chosen.look_seconds, grace_seconds=chosen.grace_seconds).run()
 

@@ -8,21 +8,24 @@ one connection a process, however many tasks wait.
 
 import asyncio
 import itertools
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self, Unpack, cast
 
 from prefect import task
 from prefect.cache_policies import INPUTS, RUN_ID, CacheKeyFnPolicy
+from prefect.logging import get_logger
 from prefect.tasks import exponential_backoff
 
 import milkrun as mr
 from milkrun import outcome
 from prefect_milkrun import artifacts
-from prefect_milkrun._run import Here, attempt_key, is_verdict
+from prefect_milkrun._run import CALLBACK_LABEL, Here, attempt_key, is_verdict
 from prefect_milkrun.credentials import MilkrunCredentials, Progress
 from prefect_milkrun.failures import is_retryable
 from prefect_milkrun.results import MilkrunResults
 
+log = get_logger("milkrun")
 Credentials = MilkrunCredentials | str | None  #: a block, the name of one, or the environment's
 
 ONCE_A_TRY = (INPUTS - "credentials") + RUN_ID + CacheKeyFnPolicy(cache_key_fn=attempt_key)
@@ -39,14 +42,12 @@ class _Call:
     """One submit, ready to be sent."""
 
     options: mr.SubmitOptions
-    attempt: int
 
     @classmethod
     def of(
         cls, rows: Any, options: mr.SubmitOptions, credentials: MilkrunCredentials, call_key: str | None, resume: bool
     ) -> Self:
         here = Here.now()
-        attempt = here.attempt()
         ours: dict[str, Any] = {
             "idempotency_key": here.key(call_key, rows, dict(options)),
             "on_mismatch": mr.OnMismatch.replace,
@@ -54,12 +55,26 @@ class _Call:
             "callback": here.callback(credentials.prefect_api_url) if resume else None,
         }
         given = {name: value for name, value in options.items() if value is not None}
-        labels = {**(options.get("labels") or {}), **here.labels(attempt)}
-        return cls(cast(mr.SubmitOptions, {**ours, **given, "labels": labels}), attempt)
+        labels = {**(options.get("labels") or {}), **here.labels(here.attempt())}
+        if ours["callback"] and "callback" not in given:
+            labels[CALLBACK_LABEL] = "resume"
+        return cls(cast(mr.SubmitOptions, {**ours, **given, "labels": labels}))
 
     @property
     def key(self) -> str | None:
         return self.options.get("idempotency_key")
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        return self.options.get("labels") or {}
+
+    def uncalled(self, error: mr.InvalidRequest) -> mr.SubmitOptions:
+        """The same without our callback, which the engine may have refused: its operator decides where it calls."""
+        labels = dict(self.labels)
+        if labels.pop(CALLBACK_LABEL, None) is None:
+            raise error
+        log.warning("submitting without a callback, the resumer or the run itself must look: %s", error)
+        return cast(mr.SubmitOptions, {**self.options, "callback": None, "labels": labels})
 
 
 @task(name="milkrun-submit", persist_result=True, cache_policy=ONCE_A_TRY, **_RETRIES)
@@ -81,6 +96,7 @@ def submit_job(
         call_key: what names this call in its flow run; what is submitted when absent.
         resume: ask the engine to resume this flow run when the job ends.
     """
+    rows = list(rows) if isinstance(rows, Iterator) else rows  # they may be sent more than once
     block = MilkrunCredentials.of(credentials)
     call = _Call.of(rows, options, block, call_key, resume)
     with block.get_client() as client:
@@ -88,9 +104,12 @@ def submit_job(
             found = client.attach(call.key) if call.key else None
         except mr.NotFound:
             found = None
-        if found and is_verdict(found.job, call.attempt):
+        if found and is_verdict(found.job, call.labels):
             return found
-        submitted = client.submit(rows, **call.options)
+        try:
+            submitted = client.submit(rows, **call.options)
+        except mr.InvalidRequest as error:
+            submitted = client.submit(rows, **call.uncalled(error))
     if not submitted.reused:
         artifacts.announce(submitted.job)
     return submitted
@@ -106,6 +125,7 @@ async def asubmit_job(
     **options: Unpack[mr.SubmitOptions],
 ) -> mr.Submitted:
     """Submit rows and return the job and the claim on it, as `submit_job` does."""
+    rows = list(rows) if isinstance(rows, Iterator) else rows
     block = await asyncio.to_thread(MilkrunCredentials.of, credentials)
     call = await asyncio.to_thread(_Call.of, rows, options, block, call_key, resume)
     async with block.get_async_client() as client:
@@ -113,9 +133,12 @@ async def asubmit_job(
             found = await client.attach(call.key) if call.key else None
         except mr.NotFound:
             found = None
-        if found and is_verdict(found.job, call.attempt):
+        if found and is_verdict(found.job, call.labels):
             return found
-        submitted = await client.submit(rows, **call.options)
+        try:
+            submitted = await client.submit(rows, **call.options)
+        except mr.InvalidRequest as error:
+            submitted = await client.submit(rows, **call.uncalled(error))
     if not submitted.reused:
         await asyncio.to_thread(artifacts.announce, submitted.job)
     return submitted
