@@ -35,7 +35,7 @@ from milkrun_engine.domain.jobs import JobRecord
 from milkrun_engine.domain.leases import LEASE_SECONDS, Lease, Suspicion
 from milkrun_engine.domain.states import LIVE, MOVES, ChunkState
 from milkrun_engine.service.views import PageLinks, job_view
-from milkrun_engine.store.schema import chunks, jobs
+from milkrun_engine.store.schema import callbacks, chunks, jobs
 
 WINDOW_ROWS = 20  # small, so that a job of some rows has several windows, each of several chunks
 POOLS = ("echo", "other")
@@ -125,6 +125,7 @@ class Ledger(RuleBasedStateMachine):
     ) -> None:
         values = [pattern[number % len(pattern)] for number in range(rows)]
         facts = {"idempotency_key": key, "reuse": reuse, "on_mismatch": on_mismatch, "priority": priority}
+        facts["callback"] = {"kind": "generic", "url": "http://receiver.test/"}
         held = [seen.job for seen in self.seen.values() if key is not None and seen.job.idempotency_key == key]
         try:
             result = self.world.submit(values, **facts)
@@ -245,6 +246,7 @@ class Ledger(RuleBasedStateMachine):
         with self.world.store.database.read() as connection:
             query = select(jobs.c.id, jobs.c.change_number, jobs.c.status_number)
             numbers = {row.id: (row.change_number, row.status_number) for row in connection.execute(query)}
+            told = connection.execute(select(callbacks.c.job_id)).scalars().all()
         assert set(numbers) == set(self.inputs)
         records = {job.id: job for job in self.world.store.jobs.by_ids(self.world.tenant, list(numbers))}
         for job_id in self.inputs:
@@ -259,6 +261,8 @@ class Ledger(RuleBasedStateMachine):
         stamped = [status_number for _, status_number in numbers.values()]
         assert len(set(stamped)) == len(stamped), "each change has a number of its own"
         self.touched.clear()
+        over = [job_id for job_id, seen in self.seen.items() if seen.job.status not in LIVE]
+        assert sorted(over) == sorted(told), "each job that is over has its callback in the outbox, and no other has"
         keys = [seen.job.idempotency_key for seen in self._alive() if seen.job.idempotency_key is not None]
         assert len(set(keys)) == len(keys), "a key has one live job"
 
