@@ -36,7 +36,7 @@ class MilkrunCredentials(CredentialsBlock):
 
     _block_type_name: ClassVar[str | None] = "Milkrun Credentials"
     _block_type_slug: ClassVar[str | None] = "milkrun-credentials"
-    _documentation_url: ClassVar[HttpUrl | None] = cast(HttpUrl, "https://pypi.org/project/prefect-milkrun/")
+    _documentation_url: ClassVar[HttpUrl | None] = cast(HttpUrl, "https://docs.prefect.io/v3/concepts/blocks")
 
     base_url: HttpUrl | None = Field(
         default=None, title="Base URL", description="The engine's address, such as http://engine:8787."

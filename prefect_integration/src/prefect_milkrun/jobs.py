@@ -88,7 +88,7 @@ class MilkrunJob(JobBlock[MilkrunResults]):
 
     _block_type_name: ClassVar[str | None] = "Milkrun Job"
     _block_type_slug: ClassVar[str | None] = "milkrun-job"
-    _documentation_url: ClassVar[HttpUrl | None] = cast(HttpUrl, "https://pypi.org/project/prefect-milkrun/")
+    _documentation_url: ClassVar[HttpUrl | None] = cast(HttpUrl, "https://docs.prefect.io/v3/concepts/blocks")
 
     credentials: MilkrunCredentials = Field(
         default_factory=MilkrunCredentials, description="The engine and the key to it."

@@ -89,8 +89,8 @@ def submit_job(
     """
     Submit rows and return the job and the claim on it.
 
-    Repeated in the same flow run it returns the same job, without sending the rows again; changed inputs
-    replace it. Two equal submits in one flow run are one job: `call_key` tells them apart.
+    Repeated in the same flow run it returns the same job, without sending the rows again. Two equal submits in
+    one flow run are one job, unless a `call_key` tells them apart; under a `call_key` changed inputs replace the job.
 
     Args:
         call_key: what names this call in its flow run; what is submitted when absent.
