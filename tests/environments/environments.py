@@ -104,7 +104,8 @@ def _make(name: str) -> None:
     torch = [line for line in pinned.read_text().splitlines() if line.startswith("torch==")]
     if torch and uv.torch:  # first and alone: PyTorch's index is asked for nothing else
         uv.run(f"{name}: {torch[0]} from PyTorch's CPU index", [*install, *uv.torch, *torch])
-    uv.run(f"{name}: {count} pinned packages", [*install, "-r", str(pinned)])
+    # Byte code now, on all cores: some machines never write it later, and vLLM then takes minutes to start.
+    uv.run(f"{name}: {count} pinned packages", [*install, "--compile-bytecode", "-r", str(pinned)])
     editable = [f"--editable={ROOT / package}" for package in PACKAGES[name]]
     sources = f"{name}: {' and '.join(PACKAGES[name])} from this checkout"
     uv.run(sources, [*install, "--no-build-isolation", *editable])
