@@ -77,6 +77,20 @@ async def test_an_answer_without_a_bound_ends_at_ours_or_at_its_own_minimum(mode
     assert minimums == (outcomes[0].completion_tokens, outcomes[1].completion_tokens)
 
 
+async def test_a_long_prompt_is_sampled_from_its_seed(model: ReplicaHandle) -> None:
+    """It is read in parts, and what is sampled between them must not count."""
+    prompt = "Tell me more about the lighthouse. " * 100
+    answers = [text(await one(model, prompt, sampling={"max_tokens": 12})) for _ in range(2)]
+    assert answers[0] == answers[1]
+
+
+async def test_many_sampled_rows_share_the_engine(model: ReplicaHandle) -> None:
+    """More prompts at once than a step has room for, so that some are read in parts."""
+    rows = [f"Write a story about a lighthouse, a letter and the number {n}. " * 3 for n in range(60)]
+    outcomes = await outcomes_of(model, a_handout(rows, sampling={"max_tokens": 8}))
+    assert [None] * 60 == [outcomes[index].error_code for index in range(60)]
+
+
 async def test_choices(model: ReplicaHandle) -> None:
     rows = [a_row(i, word) for i, word in enumerate(["Great!", "Awful.", "It broke.", "I love it."])]
     outcomes = await outcomes_of(model, a_handout(rows, output_schema={"choices": ["good", "bad"]}, sampling=GREEDY))

@@ -41,6 +41,7 @@ _CPU: dict[str, Any] = {
     "kv_cache_memory_bytes": 2 << 30,  # else a fraction of all memory, which fails where memory is busy
 }
 _CPU_GENERATE: dict[str, Any] = {
+    "worker_extension_cls": "milkrun_engine.replicas.vllm_cpu.CpuSampling",  # without it seeded rows end the engine
     "block_size": 32,
     "max_num_batched_tokens": 512,
     "max_num_seqs": 64,
