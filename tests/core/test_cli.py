@@ -173,6 +173,9 @@ def test_what_can_not_be_written_is_refused_before_the_work(milkrun: Any, engine
         assert all("Traceback" not in line for line in ran.err.splitlines())
         if "--schema" in args:
             assert f"{args[-1]} holds no JSON schema" in ran.err
+    ran = milkrun("submit", rows, "--output", str(tmp_path / "none" / "o.csv"))
+    assert (1, "") == (ran.code, ran.out)
+    assert "there is no folder" in ran.err
     assert engine.requests == []
 
 

@@ -90,8 +90,7 @@ def submit(
     """Submit a file of rows; print the job's id. --output waits and saves the results."""
     if choices is not None and schema is not None:
         raise typer.BadParameter("give --choices or --schema, not both")
-    if output is not None:
-        _outputs.format_of(output)  # before the work, not after it
+    _check_target(output)
     output_schema: Any = [each.strip() for each in choices.split(",")] if choices is not None else None
     if schema is not None:
         output_schema = _read_schema(schema)
@@ -201,8 +200,7 @@ def cancel(
 
 
 def _finish(client: Milkrun, job_id: str, timeout: float | None, output: Path | None, *, as_json: bool) -> None:
-    if output is not None:
-        _outputs.format_of(output)
+    _check_target(output)
     with Bar(_err) as bar:
         job = client.wait(job_id, timeout, bar.show)
     _print(job, _facts(job), as_json=as_json)
@@ -237,6 +235,14 @@ def _stdin_rows() -> Iterator[Any]:
                 yield json.loads(line)
             except ValueError as error:
                 raise ValueError(f"line {number} of the input is no JSON: {error}") from None
+
+
+def _check_target(output: Path | None) -> None:
+    """Refuse what can't be written before the work, not after it."""
+    if output is not None:
+        _outputs.format_of(output)
+        if not output.expanduser().parent.is_dir():
+            raise FileNotFoundError(f"there is no folder {output.parent} to write {output.name} to")
 
 
 def _read_schema(path: Path) -> OutputSchema:
