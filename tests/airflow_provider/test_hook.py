@@ -7,7 +7,7 @@ import json
 
 import pytest
 from airflow.sdk import Connection
-from airflow_provider.conftest import connection
+from airflow_provider.stand_ins import connection
 
 from airflow_provider_milkrun import hooks
 from airflow_provider_milkrun.hooks import Engine, MilkrunHook

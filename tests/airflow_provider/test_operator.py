@@ -19,7 +19,7 @@ from airflow.sdk.exceptions import (
     TaskDeferred,
 )
 from airflow.serialization.serialized_objects import DagSerialization
-from airflow_provider.conftest import connection
+from airflow_provider.stand_ins import connection
 
 import milkrun as mr
 from airflow_provider_milkrun.links import JOB_URL

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from airflow.sdk.execution_time import task_runner
 from airflow.sdk.module_loading import import_string
-from airflow_provider.conftest import Attempt
+from airflow_provider.stand_ins import Attempt
 
 import milkrun as mr
 from airflow_provider_milkrun import _kills

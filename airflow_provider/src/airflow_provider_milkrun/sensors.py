@@ -65,8 +65,14 @@ class MilkrunJobSensor(BaseSensorOperator):
         """Whether the job has ended."""
         return self._look(self.job_id)[1].is_terminal
 
-    def execute_complete(self, context: Context, event: Any, deadline: float, heals: int = 0) -> Any:  # noqa: ARG002
-        """Take up the task after the wait."""
+    def execute_complete(
+        self,
+        context: Context,  # noqa: ARG002 (Airflow's signature)
+        event: Any,
+        deadline: float | None = None,
+        heals: int = 0,
+    ) -> Any:
+        """Take up the task after the wait; `dag.test()` hands over the event alone."""
         engine, job = self._look(self.job_id)
         if job.is_terminal:
             return self._facts(engine, job)
@@ -80,7 +86,7 @@ class MilkrunJobSensor(BaseSensorOperator):
         if heals >= HEALS:
             raise AirflowException(f"{word.message}. Job {job.id} goes on. {engine.page(job)}")
         self.log.warning("%s; job %s is %s, waiting again", word.message, job.id, job.status)
-        return self._defer(deadline, heals + 1)
+        return self._defer(time.time() + self.timeout if deadline is None else deadline, heals + 1)
 
     def _defer(self, deadline: float, heals: int = 0) -> Any:
         self.defer(
