@@ -1,0 +1,44 @@
+"""
+The DAGs of `test_components.py`, copied into the DAG folder of its Airflow.
+"""
+
+import os
+from datetime import timedelta
+from pathlib import Path
+
+from airflow.sdk import DAG
+
+from airflow_provider_milkrun.operators import MilkrunInferOperator
+
+PROMPT = Path(__file__).with_name("prompt.txt")
+
+
+class DiesAfterSubmit(MilkrunInferOperator):
+    """Its first try dies when the engine has the job, and Airflow does not know yet."""
+
+    def _submit(self, context, engine, client):
+        submitted = super()._submit(context, engine, client)
+        if context["ti"].try_number == 1:
+            os._exit(9)
+        return submitted
+
+
+with DAG("short", schedule=None):
+    MilkrunInferOperator(
+        task_id="label", rows=["slow:2 a", "b", "fail:timeout c"], output_path=str(PROMPT.with_name("out.jsonl"))
+    )
+
+with DAG("medium", schedule=None):
+    MilkrunInferOperator(task_id="label", rows=["slow:40 a", "b"])
+
+with DAG("long", schedule=None):
+    MilkrunInferOperator(task_id="label", rows=["slow:300 a", "b"])
+
+with DAG("changing", schedule=None):
+    MilkrunInferOperator(task_id="label", rows=[{"text": "a"}], prompt=PROMPT.read_text())
+
+with DAG("limited", schedule=None):
+    MilkrunInferOperator(task_id="label", rows=["slow:300 a"], execution_timeout=timedelta(seconds=5))
+
+with DAG("dying", schedule=None):
+    DiesAfterSubmit(task_id="label", rows=["slow:1 a"], retries=1, retry_delay=timedelta(0))
