@@ -278,6 +278,23 @@ def test_a_strange_event_is_looked_into(engine, attempt, client, event):
     client.cancel(job_id)
 
 
+@pytest.mark.parametrize("reason", ["ended", "timeout"])
+@pytest.mark.parametrize("with_store", [True, False])
+def test_an_older_attempts_event_ends_nothing(engine, attempt, client, reason, with_store):
+    """Its job was replaced, and is cancelled; this attempt waits for its own."""
+    context = attempt(with_store=with_store)
+    old = deferral(an_infer(["slow:20 a"]), context).trigger.job_id
+    new = deferral(an_infer(["slow:20 b"]), context).trigger.job_id
+    # Without a store nobody counts new waits: the task's own retries take them up.
+    with pytest.raises(TaskDeferred if with_store else AirflowException) as caught:
+        an_infer().execute_complete(context, {"job_id": old, "reason": reason})
+
+    assert not isinstance(caught.value, AirflowFailException)
+    assert client.job(old).status is mr.JobStatus.cancelled
+    assert not client.job(new).is_terminal
+    client.cancel(new)
+
+
 def test_no_trigger_failure_is_swallowed_without_a_job(engine, attempt):
     """Nothing was submitted: there is nothing to heal."""
     with pytest.raises(AirflowFailException, match="NotFound") as caught:

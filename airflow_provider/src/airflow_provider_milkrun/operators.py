@@ -246,12 +246,17 @@ class MilkrunInferOperator(MilkrunSubmitOperator):
             return self._look_again(context, word.message or "the trigger could not go on")
         engine = MilkrunHook(self.milkrun_conn_id).engine()
         with translated(), engine.client() as client:
-            job = client.job(word.job_id)
+            record = self._recall(context, engine, client)
+            # After a clear Airflow may hand the old attempt's event to the new one: where its database gives the
+            # number of a deleted trigger away again (SQLite), the two are the same to it.
+            stray = word.job_id != record["job_id"]
+            job = client.job(record["job_id"])
             if job.is_terminal:
                 return self._finish(context, engine, client, job)
-            if word.reason is Reason.timeout:
-                return self._timed_out(client, self._recall(context, engine, client), _waited_enough(job))
-        return self._look_again(context, f"the trigger said that the job had ended, the engine says {job.status}")
+            if word.reason is Reason.timeout and not stray:
+                return self._timed_out(client, record, _waited_enough(job))
+        whose = f"of {word.job_id}, an older attempt's job," if stray else "of the job's end"
+        return self._look_again(context, f"an event {whose} came while the task's own job is {job.status}")
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Let no job leak at Airflow's own time limit, and no task fail because its trigger did."""
