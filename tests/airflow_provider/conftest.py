@@ -98,6 +98,12 @@ def _connection(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setenv("AIRFLOW_CONN_MILKRUN_DEFAULT", connection(request.getfixturevalue("engine")))
 
 
+@pytest.fixture(autouse=True)
+def _settled_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No scheduler runs in this process that a trigger could be too quick for."""
+    monkeypatch.setattr("airflow_provider_milkrun.triggers.SETTLE_SECONDS", 0.0)
+
+
 @pytest.fixture
 def client(engine: Any) -> Iterator[Any]:
     """A client of the engine, to look from the other side."""

@@ -33,10 +33,16 @@ def test_arguments_of_the_first_version_are_understood_for_ever():
     """A trigger that was stored before an upgrade runs after it."""
     trigger = MilkrunJobTrigger(job_id="job_1", conn_id="milkrun_default")
 
-    assert trigger.serialize() == (
-        "airflow_provider_milkrun.triggers.MilkrunJobTrigger",
-        {"job_id": "job_1", "conn_id": "milkrun_default", "claim": None, "deadline": None, "cancel_on_kill": True},
-    )
+    path, arguments = trigger.serialize()
+    assert path == "airflow_provider_milkrun.triggers.MilkrunJobTrigger"
+    assert arguments == {
+        "job_id": "job_1",
+        "conn_id": "milkrun_default",
+        "claim": None,
+        "deadline": None,
+        "cancel_on_kill": True,
+        "not_before": None,
+    }
 
 
 def test_it_wakes_at_the_end(engine, client):
@@ -55,6 +61,17 @@ def test_it_wakes_at_the_deadline(engine, client):
     assert Reason.timeout is first_event(trigger).reason
     assert not client.job(job_id).is_terminal
     client.cancel(job_id)
+
+
+def test_it_does_not_fire_before_airflow_can_bear_it(engine, client):
+    """A task that is woken before the scheduler saw it defer would be failed."""
+    job_id = client.infer(["hello"])
+    client.wait(job_id)
+    not_before = time.time() + 2
+    event = first_event(MilkrunJobTrigger(job_id=job_id, conn_id="milkrun_default", not_before=not_before))
+
+    assert Reason.ended is event.reason
+    assert time.time() >= not_before
 
 
 def test_it_is_unsure_of_a_job_that_is_not_there(engine):

@@ -20,7 +20,7 @@ from airflow_provider_milkrun.events import JobEvent, Reason
 from airflow_provider_milkrun.failures import failure, translated
 from airflow_provider_milkrun.hooks import Engine, MilkrunHook
 from airflow_provider_milkrun.links import JOB_URL, MilkrunJobLink
-from airflow_provider_milkrun.triggers import GRACE_SECONDS, HEALS, MilkrunJobTrigger, ProgressLog
+from airflow_provider_milkrun.triggers import GRACE_SECONDS, HEALS, MilkrunJobTrigger, ProgressLog, settled
 from milkrun import outcome
 from milkrun.hashing import key_of
 
@@ -153,7 +153,8 @@ class MilkrunInferOperator(MilkrunSubmitOperator):
         timeout: how long the task waits for its job, from this attempt's submit.
         cancel_on_timeout: whether the job is cancelled then, and at Airflow's own `execution_timeout`.
         cancel_on_kill: whether the job is cancelled when a user marks the task failed or succeeded.
-        wait_up_to: seconds to wait in the worker before it defers: a short job is spared two worker starts.
+        wait_up_to: seconds to wait in the worker before it defers: a short job is spared two worker starts and the
+            ten seconds for which a deferral lasts at least.
     """
 
     template_fields: Collection[str] = (*MilkrunSubmitOperator.template_fields, "output_path")
@@ -231,6 +232,7 @@ class MilkrunInferOperator(MilkrunSubmitOperator):
                 claim=record["claim"],
                 deadline=deadline,
                 cancel_on_kill=self.cancel_on_kill,
+                not_before=settled(),
             ),
             method_name="execute_complete",
             timeout=timedelta(seconds=min(limits)) if limits else None,

@@ -15,7 +15,7 @@ from airflow_provider_milkrun.events import JobEvent, Reason
 from airflow_provider_milkrun.failures import translated
 from airflow_provider_milkrun.hooks import Engine, MilkrunHook
 from airflow_provider_milkrun.links import JOB_URL, MilkrunJobLink
-from airflow_provider_milkrun.triggers import GRACE_SECONDS, HEALS, MilkrunJobTrigger
+from airflow_provider_milkrun.triggers import GRACE_SECONDS, HEALS, MilkrunJobTrigger, settled
 from milkrun import outcome
 
 
@@ -91,7 +91,11 @@ class MilkrunJobSensor(BaseSensorOperator):
     def _defer(self, deadline: float, heals: int = 0) -> Any:
         self.defer(
             trigger=MilkrunJobTrigger(
-                job_id=self.job_id, conn_id=self.milkrun_conn_id, deadline=deadline, cancel_on_kill=False
+                job_id=self.job_id,
+                conn_id=self.milkrun_conn_id,
+                deadline=deadline,
+                cancel_on_kill=False,
+                not_before=settled(),
             ),
             method_name="execute_complete",
             kwargs={"deadline": deadline, "heals": heals},

@@ -21,7 +21,18 @@ from milkrun import outcome
 
 HEALS = 3  # so often a wait that broke is taken up again, before the task's own retries have their turn
 GRACE_SECONDS = 120.0  # Airflow's own time limit of a wait lies behind the trigger's, which is kinder
+SETTLE_SECONDS = 10.0  # a scheduler that had just started took 5.5 s to see that a worker had deferred
 _PROGRESS_SECONDS = 30.0
+
+
+def settled() -> float:
+    """
+    Return the time before which a trigger of now had better not fire (seconds since the epoch).
+
+    Airflow 3.3.2 fails a task that is queued again before its scheduler has seen the deferring worker's end: it takes
+    the old end for the new one's.
+    """
+    return time.time() + SETTLE_SECONDS
 
 
 class MilkrunJobTrigger(BaseTrigger):
@@ -37,6 +48,7 @@ class MilkrunJobTrigger(BaseTrigger):
         claim: from the submit; a cancel with an older one than the newest attempt's is refused.
         deadline: seconds since the epoch, so that a restart does not extend it.
         cancel_on_kill: whether the job is stopped when a user ends the task.
+        not_before: seconds since the epoch; see `settled`.
     """
 
     def __init__(
@@ -47,6 +59,7 @@ class MilkrunJobTrigger(BaseTrigger):
         claim: int | None = None,
         deadline: float | None = None,
         cancel_on_kill: bool = True,
+        not_before: float | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow's
         self.job_id = job_id
@@ -54,15 +67,17 @@ class MilkrunJobTrigger(BaseTrigger):
         self.claim = claim
         self.deadline = deadline
         self.cancel_on_kill = cancel_on_kill
+        self.not_before = not_before
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return what makes this trigger anew."""
-        names = ("job_id", "conn_id", "claim", "deadline", "cancel_on_kill")
+        names = ("job_id", "conn_id", "claim", "deadline", "cancel_on_kill", "not_before")
         return f"{__name__}.{type(self).__name__}", {name: getattr(self, name) for name in names}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Yield one event."""
         event = await self._event()
+        await asyncio.sleep(max(0.0, (self.not_before or 0.0) - time.time()))
         yield TriggerEvent(event.payload())  # type: ignore[no-untyped-call]  # Airflow's
 
     async def _event(self) -> JobEvent:
