@@ -243,7 +243,9 @@ def test_a_terminated_held_run_cancels_its_job(dev: Dev, client: mr.Milkrun) -> 
     dev.terminate(held["runId"])
     job_id = held["tags"]["milkrun/job_id"]
     until(60, lambda: client.job(job_id).status is mr.JobStatus.cancelled)
-    assert time.monotonic() - terminated < 20  # ten on a machine that does nothing else
+    took = time.monotonic() - terminated
+    print(f"cancelled {took:.1f} s after the click")
+    assert took < 20  # five on a machine that does nothing else
     until(30, lambda: dev.runs(milkrun__asset="endless")[0]["tags"]["milkrun/state"] == "cancelled")
     assert [run["status"] for run in dev.runs(milkrun__job_id=job_id)] == ["CANCELED"]
 

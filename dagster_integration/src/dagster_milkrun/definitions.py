@@ -5,11 +5,14 @@
 import dagster as dg
 
 from dagster_milkrun.resources import MilkrunResource
-from dagster_milkrun.sensors import build_cancellation_sensor, build_completion_sensor
+from dagster_milkrun.sensors import INTERVAL_SECONDS, build_cancellation_sensor, build_completion_sensor
 
 
 def milkrun_defs(
-    resource: MilkrunResource | None = None, *, resource_key: str = "milkrun", minimum_interval_seconds: int = 5
+    resource: MilkrunResource | None = None,
+    *,
+    resource_key: str = "milkrun",
+    minimum_interval_seconds: int = INTERVAL_SECONDS,
 ) -> dg.Definitions:
     """
     Return the two sensors, and the resource if it is given: once a code location, merged with its definitions.

@@ -20,6 +20,7 @@ from dagster_milkrun import _host, runs
 from dagster_milkrun.resources import MilkrunResource, opened
 from dagster_milkrun.runs import State
 
+INTERVAL_SECONDS = 2  # the sensor daemon looks every five seconds; at five, every second look would come too early
 TICK_SECONDS = 30.0  # Dagster gives a tick 60
 LAUNCHES_A_TICK = 200
 READ_AGAIN_SECONDS = 600.0  # all unfinished jobs by id: heals what no event will tell any more
@@ -148,7 +149,7 @@ def build_completion_sensor(
     *,
     resource_key: str = "milkrun",
     name: str = "milkrun_completion",
-    minimum_interval_seconds: int = 5,
+    minimum_interval_seconds: int = INTERVAL_SECONDS,
     default_status: dg.DefaultSensorStatus = dg.DefaultSensorStatus.RUNNING,
 ) -> dg.SensorDefinition:
     """
@@ -184,7 +185,7 @@ def build_cancellation_sensor(
     *,
     resource_key: str = "milkrun",
     name: str = "milkrun_cancellation",
-    minimum_interval_seconds: int = 5,
+    minimum_interval_seconds: int = INTERVAL_SECONDS,
     default_status: dg.DefaultSensorStatus = dg.DefaultSensorStatus.RUNNING,
 ) -> dg.SensorDefinition:
     """
