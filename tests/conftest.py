@@ -11,8 +11,9 @@ import pytest
 for _name in [name for name in os.environ if name.startswith("MILKRUN_")]:
     del os.environ[_name]  # also for fixtures that start processes once per session
 
-#: fixtures by what they fix, for the environment that tests the engine from within
-pytest_plugins = ["fix_hypothesis", "fix_store", "fix_api"] if importlib.util.find_spec("hypothesis") else []
+#: fixtures by what they fix: for whoever talks to an engine, and for the environment that tests it from within
+pytest_plugins = ["fix_engine"] if importlib.util.find_spec("milkrun_engine") else []
+pytest_plugins += ["fix_hypothesis", "fix_store", "fix_api"] if importlib.util.find_spec("hypothesis") else []
 
 
 @pytest.fixture(scope="session")

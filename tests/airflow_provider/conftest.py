@@ -7,16 +7,13 @@ address, while it is imported.
 
 import atexit
 import importlib.util
-import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -36,7 +33,6 @@ os.environ |= {
     "NO_PROXY": "127.0.0.1",
 }
 BIN = Path(sys.executable).parent
-START_SECONDS = 120.0
 
 # Airflow's own: it warns of itself, and leaves sockets, event loops and database connections to the collector.
 WARNINGS = (
@@ -55,37 +51,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if Path(__file__).parent in item.path.parents:
             for warning in WARNINGS:
                 item.add_marker(pytest.mark.filterwarnings(warning), append=False)
-
-
-@pytest.fixture(scope="session")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
-    """An echo engine as a process of its own: `url` and `key`."""
-    folder = tmp_path_factory.mktemp("engine")
-    data = folder / "data"
-    command = [BIN / "milkrun", "serve", "--replica", "echo", "--port", "0", "--data-dir", data]
-    with (folder / "server.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-    try:
-        at = time.monotonic()
-        while not (found := _read(data / "engine.json")):
-            assert process.poll() is None, (folder / "server.log").read_text()
-            assert time.monotonic() - at < START_SECONDS
-            time.sleep(0.1)
-        yield SimpleNamespace(url=found["url"], key=found["api_key"])
-    finally:
-        process.terminate()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
-        return None
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +74,7 @@ def client(engine: Any) -> Iterator[Any]:
     """A client of the engine, to look from the other side."""
     import milkrun as mr
 
-    with mr.Milkrun(engine.url, engine.key, local=False) as client:
+    with mr.Milkrun(engine.url, engine.api_key, local=False) as client:
         yield client
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 def connection(engine: Any, **extra: Any) -> str:
     """The connection's JSON, as in an environment variable."""
-    return json.dumps({"conn_type": "milkrun", "host": engine.url, "password": engine.key, "extra": extra})
+    return json.dumps({"conn_type": "milkrun", "host": engine.url, "password": engine.api_key, "extra": extra})
 
 
 class Store(dict):

@@ -151,4 +151,4 @@ def test_nothing_private_reaches_airflows_database(engine):
 
     content = json.dumps(list(database.raw_connection().driver_connection.iterdump()))
     assert secret not in content
-    assert engine.key not in content
+    assert engine.api_key not in content

@@ -90,7 +90,7 @@ def test_the_manifest_is_small_and_says_nothing_of_the_rows(engine, attempt):
 
     assert len(json.dumps(manifest)) <= 4096
     assert "private" not in json.dumps(manifest)
-    assert engine.key not in json.dumps(manifest)
+    assert engine.api_key not in json.dumps(manifest)
 
 
 def test_a_job_that_has_ended_is_not_waited_for(engine, attempt):

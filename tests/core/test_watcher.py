@@ -1,6 +1,7 @@
 """Many waits, one connection: ends, deletions, lost cursors, progress and outages reach exactly those who wait."""
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -177,6 +178,19 @@ def test_one_engine_has_one_watcher_a_process() -> None:
     first = mr.Watcher.shared("http://engine.test", "key")
     assert first is mr.Watcher.shared("http://engine.test", "key")
     assert first is not mr.Watcher.shared("http://engine.test", "other")
+
+
+def test_a_forked_child_has_a_watcher_of_its_own() -> None:
+    parents = mr.Watcher.shared("http://engine.test", "key")
+    reader, writer = os.pipe()
+    with mr.Watcher._sharing:  # as another thread of the parent may at that moment
+        if (child := os.fork()) == 0:
+            os.write(writer, b"other" if mr.Watcher.shared("http://engine.test", "key") is not parents else b"same")
+            os._exit(0)
+    os.waitpid(child, 0)
+    assert b"other" == os.read(reader, 10)
+    os.close(reader)
+    os.close(writer)
 
 
 @pytest.mark.engine

@@ -6,11 +6,7 @@ import atexit
 import contextlib
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,37 +48,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             for warning in _WARNINGS:
                 item.add_marker(pytest.mark.filterwarnings(warning))
             item.add_marker(pytest.mark.engine)
-
-
-@pytest.fixture(scope="session")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[local.EngineFile]:
-    """A real engine without a model."""
-    folder = tmp_path_factory.mktemp("engine")
-    command = [str(Path(sys.executable).parent / "milkrun"), "serve", "--replica", "echo", "--port", "0"]
-    log = (folder / "output.log").open("wb")
-    process = subprocess.Popen(
-        [*command, "--data-dir", str(folder)],
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=log,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 (before any thread of ours)
-    )
-    try:
-        deadline = time.monotonic() + 90
-        while (found := local.EngineFile.read(folder)) is None:
-            assert process.poll() is None, (folder / "output.log").read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        yield found
-    finally:
-        process.terminate()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(30)
-        log.close()
 
 
 @pytest.fixture

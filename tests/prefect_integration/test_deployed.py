@@ -24,6 +24,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling
 
 import milkrun as mr
+from milkrun.local import EngineFile
 from prefect_milkrun import MilkrunCredentials
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -111,7 +112,7 @@ def _command(process: psutil.Process) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory, engine: dict[str, Any]) -> Iterator[Stage]:
+def stage(tmp_path_factory: pytest.TempPathFactory, engine: EngineFile) -> Iterator[Stage]:
     folder = tmp_path_factory.mktemp("stage")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -135,7 +136,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory, engine: dict[str, Any]) -> I
 
         until(healthy, "the server's start", 300)
         stack.enter_context(temporary_settings({PREFECT_API_URL: api_url}))
-        block = MilkrunCredentials.model_validate({"base_url": engine["url"], "api_key": engine["api_key"]})
+        block = MilkrunCredentials.model_validate({"base_url": engine.url, "api_key": engine.api_key})
         block.save("engine", overwrite=True)
         uncalled = block.model_copy(update={"prefect_api_url": "http://127.0.0.1:9/api"})  # nobody listens there
         uncalled.save("uncalled", overwrite=True)

@@ -14,6 +14,7 @@ from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
 import milkrun as mr
+from milkrun.local import EngineFile
 from prefect_milkrun import (
     MilkrunCredentials,
     MilkrunResults,
@@ -288,15 +289,15 @@ def test_an_engine_that_is_away_is_no_reason_to_try_for_ever(credentials: Milkru
     assert time.monotonic() - began < 20
 
 
-def connections(engine: dict[str, Any]) -> int:
+def connections(engine: EngineFile) -> int:
     """How many connections this process has to the engine."""
-    port = urlsplit(engine["url"]).port
+    port = urlsplit(engine.url).port
     found = psutil.Process().net_connections(kind="tcp")
     return sum(1 for each in found if each.raddr and each.raddr.port == port and each.status == "ESTABLISHED")
 
 
 def test_a_hundred_tasks_wait_over_one_connection(
-    engine: dict[str, Any], credentials: MilkrunCredentials, client: mr.Milkrun
+    engine: EngineFile, credentials: MilkrunCredentials, client: mr.Milkrun
 ) -> None:
     counted: list[int] = []
 
@@ -319,7 +320,7 @@ def test_a_hundred_tasks_wait_over_one_connection(
 
 
 def test_a_hundred_awaiting_tasks_do_the_same(
-    engine: dict[str, Any], credentials: MilkrunCredentials, client: mr.Milkrun
+    engine: EngineFile, credentials: MilkrunCredentials, client: mr.Milkrun
 ) -> None:
     @flow
     async def crowd() -> list[str]:

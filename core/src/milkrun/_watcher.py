@@ -38,7 +38,8 @@ class Watcher:
     Waits for any number of jobs of one engine through one connection to its change feed.
 
     Safe to use from threads and event loops (`asyncio.wrap_future`). Costs nothing while nobody waits. The jobs'
-    `row_errors` are empty here; `job(id)` has them.
+    `row_errors` are empty here; `job(id)` has them. It belongs to one process: a forked child takes `shared()`,
+    or makes one of its own.
 
     Args:
         client: asks the engine; the watcher closes it.
@@ -211,3 +212,11 @@ def _tell(wait: _Wait, job: wire.Job) -> None:
         # Its own waiter must not end the others' waits.
         log.exception("on_progress failed", extra={"action": "on_progress_failed", "job_id": job.id})
         wait.on_progress = None
+
+
+def _after_fork() -> None:
+    Watcher._sharing = threading.Lock()  # noqa: SLF001 (another thread of the parent may have held it)
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
+    os.register_at_fork(after_in_child=_after_fork)

@@ -12,8 +12,8 @@ from milkrun_engine.domain.jobs import ChunkCounts, ChunkFiles, Readable, Record
 from milkrun_engine.domain.leases import LEASE_SECONDS, Lease, Suspicion
 from milkrun_engine.domain.states import LIVE, ChunkState
 from milkrun_engine.store.database import Database
+from milkrun_engine.store.ends import finish
 from milkrun_engine.store.feed import lock, stamp, stamp_owners
-from milkrun_engine.store.jobs import finish
 from milkrun_engine.store.records import job_columns, job_record, lease, write_suspects
 from milkrun_engine.store.schema import chunks, jobs, windows
 

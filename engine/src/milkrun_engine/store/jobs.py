@@ -13,9 +13,9 @@ from milkrun_engine.domain import priorities
 from milkrun_engine.domain.errors import IdempotencyMismatch, InputsDiffer, NotFound, StaleClaim
 from milkrun_engine.domain.ids import new_id
 from milkrun_engine.domain.jobs import JobRecord, NewJob, NewWindow, Preparation, Recorded, SubmitResult
-from milkrun_engine.domain.states import LIVE, ChunkState, sources
-from milkrun_engine.store.callbacks import ENDED, note_end
+from milkrun_engine.domain.states import LIVE, ChunkState
 from milkrun_engine.store.database import Database, scalar
+from milkrun_engine.store.ends import finish, stop
 from milkrun_engine.store.feed import cursor_of, lock, stamp
 from milkrun_engine.store.records import SqlRow, job_columns, job_record, labelled, preparation
 from milkrun_engine.store.schema import chunks, idempotency, job_labels, jobs, windows
@@ -45,7 +45,7 @@ class Jobs:
             if held is not None:
                 over = JobStatus(held.status) not in LIVE
                 if not over:
-                    _stop(connection, self._database.now, jobs.c.id == held.id)
+                    stop(connection, self._database.now, jobs.c.id == held.id)
                     cancelled = held.id
                 replaced = held.id
             job_id = self._insert(connection, new, retry_of=replaced)
@@ -224,7 +224,7 @@ class Jobs:
             held = connection.execute(select(jobs.c.claim, jobs.c.status).where(mine)).one_or_none()
             if held is None:
                 raise NotFound(f"there is no job {job_id!r}")
-            stopped = _stop(connection, self._database.now, mine, claim=claim)
+            stopped = stop(connection, self._database.now, mine, claim=claim)
             if not stopped and JobStatus(held.status) in LIVE:
                 raise StaleClaim(f"job {job_id} was claimed again (claim {held.claim}, yours is {claim}); it goes on")
             if stopped:
@@ -247,7 +247,7 @@ class Jobs:
             if not found:
                 return []
             lock(connection, found)
-            stopped = [job_id for job_id in found if _stop(connection, self._database.now, jobs.c.id == job_id)]
+            stopped = [job_id for job_id in found if stop(connection, self._database.now, jobs.c.id == job_id)]
             if stopped:
                 stamp(connection, tenant_id, stopped, status=True)
             return [_read(connection, job_id) for job_id in stopped]
@@ -257,7 +257,7 @@ class Jobs:
         with self._database.write() as connection:
             matching = and_(jobs.c.id == job_id, jobs.c.epoch == epoch)
             reason = JobFailure(code=code, message=message)
-            stopped = _stop(connection, self._database.now, matching, to=JobStatus.failed, reason=reason)
+            stopped = stop(connection, self._database.now, matching, to=JobStatus.failed, reason=reason)
             if stopped:
                 tenant_id = connection.execute(select(jobs.c.tenant_id).where(jobs.c.id == job_id)).scalar_one()
                 stamp(connection, tenant_id, [job_id], status=True)
@@ -330,73 +330,6 @@ class Jobs:
         with self._database.read() as connection:
             query = select(func.count()).select_from(jobs).where(jobs.c.status.in_(LIVE))
             return connection.execute(query).scalar_one()
-
-
-def finish(connection: Connection, now: ColumnElement[float], job_id: str) -> JobStatus | None:
-    """
-    End a job if its last row is decided: the same statement for a commit and for the last window.
-
-    A job of which no row could run for want of its model ends as failed.
-    """
-    # Rows that were all refused in preparation are no such case: there was nothing to ask the model.
-    nothing_ran = and_(jobs.c.rows_unavailable > 0, jobs.c.rows_unavailable + jobs.c.rows_refused == jobs.c.rows_total)
-    ended = connection.execute(
-        update(jobs)
-        .where(
-            jobs.c.id == job_id,
-            jobs.c.prepared,
-            jobs.c.rows_decided == jobs.c.rows_total,
-            jobs.c.status.in_(sources(JobStatus.succeeded)),
-        )
-        .values(
-            status=case((nothing_ran, JobStatus.failed), else_=JobStatus.succeeded),
-            failure_code=case((nothing_ran, "model_unavailable")),
-            failure_message=case((nothing_ran, "the model could not be loaded; see the rows' errors for the reason")),
-            finished_at=now,
-        )
-        .returning(*ENDED)
-    ).one_or_none()
-    if ended is None:
-        return None
-    note_end(connection, now, ended)
-    return JobStatus(ended.status)
-
-
-def _stop(
-    connection: Connection,
-    now: ColumnElement[float],
-    matching: ColumnElement[bool],
-    *,
-    to: JobStatus = JobStatus.cancelled,
-    claim: int | None = None,
-    reason: JobFailure | None = None,
-) -> bool:
-    """Every terminal change but the normal finish: fence with the epoch, then drop the undecided chunks."""
-    if claim is not None:
-        matching = and_(matching, jobs.c.claim == claim)
-    stopped = connection.execute(
-        update(jobs)
-        .where(matching, jobs.c.status.in_(sources(to)))
-        .values(
-            status=to,
-            epoch=jobs.c.epoch + 1,
-            finished_at=now,
-            rows_total=jobs.c.rows_read,
-            prepared=True,
-            failure_code=reason.code if reason else None,
-            failure_message=reason.message if reason else None,
-        )
-        .returning(*ENDED)
-    ).one_or_none()
-    if stopped is None:
-        return False
-    connection.execute(
-        update(chunks)
-        .where(chunks.c.job_id == stopped.id, chunks.c.state.in_([ChunkState.ready, ChunkState.leased]))
-        .values(state=ChunkState.dropped, rows_in_hand=0)
-    )
-    note_end(connection, now, stopped)
-    return True
 
 
 def _is_reused(new: NewJob, held: SqlRow) -> bool:
