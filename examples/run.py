@@ -1,9 +1,11 @@
 """
-The main job in one command: make the environment, start the local engine, classify the reviews.
+The main job in one command: classify the reviews from Python, Airflow, Dagster and Prefect, against one engine.
 
-    python3 examples/run.py
+    python3 examples/run.py                      # all four
+    python3 examples/run.py sdk                  # the engine and plain Python alone
+    python3 examples/run.py airflow --stay       # one orchestrator, its pages left open to look at
 
-Safe to repeat; from the second time on it starts at once. Needs CPython 3.11 on Linux.
+Makes the environments first; safe to repeat. Needs CPython 3.11 on Linux.
 """
 
 import os
@@ -17,11 +19,13 @@ import environments  # noqa: E402  # found by the line above, under any Python
 
 
 def main() -> None:
-    """Hand over to the example, under the engine's environment."""
+    """Hand over to the routes, under the engine's environment."""
     environments.require_python()
     environments.create("engine")
     python = str(environments.python("engine"))
-    os.execv(python, [python, str(ROOT / "examples" / "reviews" / "classify.py"), *sys.argv[1:]])
+    folders = [ROOT / "tests" / "environments", ROOT / "examples" / "reviews"]
+    os.environ["PYTHONPATH"] = os.pathsep.join(map(str, folders))
+    os.execv(python, [python, str(ROOT / "examples" / "routes.py"), *sys.argv[1:]])
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from airflow_provider.components import Components, until
 from airflow_provider.stand_ins import connection
+from hosts.airflow import Components, until
 
 import milkrun as mr
 
@@ -69,22 +69,23 @@ def test_marked_failed_cancels_the_job(airflow, jobs, run):
     assert [mr.JobStatus.cancelled] == [job.status for job in jobs()]
 
 
-def test_cleared_while_deferred_keeps_the_job(airflow, client, jobs, run):
-    """The new attempt waits for the same job, and the old one's trigger does not stop it."""
-    airflow.trigger("long", run)
-    airflow.await_state("long", run, "deferred")
-    _await_trigger(airflow, "long", run)
+@pytest.mark.parametrize("dag", ["long", "held_back"])
+def test_cleared_while_deferred_keeps_the_job(airflow, client, jobs, run, dag):
+    """The new attempt waits for the same job, and the old one's trigger does not stop it, however late it comes."""
+    airflow.trigger(dag, run)
+    airflow.await_state(dag, run, "deferred")
+    _await_trigger(airflow, dag, run)
     (before,) = jobs()
-    airflow.clear("long", run)
-    airflow.await_state("long", run, "deferred", at_try=2)
-    _await_trigger(airflow, "long", run)
+    airflow.clear(dag, run)
+    airflow.await_state(dag, run, "deferred", at_try=2)
+    _await_trigger(airflow, dag, run)
     time.sleep(3)  # a cancel would have come by now
     (after,) = jobs()
 
     assert before.id == after.id
     assert not after.is_terminal
     client.cancel(after.id)
-    airflow.await_state("long", run, "failed", at_try=2)
+    airflow.await_state(dag, run, "failed", at_try=2)
 
 
 def test_cleared_with_another_prompt_replaces_the_job(airflow, jobs, run):
@@ -102,10 +103,11 @@ def test_cleared_with_another_prompt_replaces_the_job(airflow, jobs, run):
     assert (new.id, new.status) == (airflow.returned("changing", run)["job_id"], mr.JobStatus.succeeded)
 
 
-def test_the_time_limit_cancels_the_job(airflow, jobs, run):
-    """Airflow resumes the task only to fail it, and asks neither trigger nor `execute_complete`."""
-    airflow.trigger("limited", run)
-    airflow.await_state("limited", run, "failed")
+@pytest.mark.parametrize("dag", ["limited", "impatient"])
+def test_the_time_limit_cancels_the_job(airflow, jobs, run, dag):
+    """Airflow's own: it resumes the task only to fail it, and asks neither trigger nor `execute_complete`. And ours."""
+    airflow.trigger(dag, run)
+    airflow.await_state(dag, run, "failed")
 
     assert [mr.JobStatus.cancelled] == [job.status for job in jobs()]
 
@@ -123,10 +125,11 @@ def test_a_killed_triggerer_is_replaced(airflow, jobs, run):
     assert [mr.JobStatus.succeeded] == [job.status for job in jobs()]
 
 
-def test_a_worker_killed_after_the_submit_makes_no_second_job(airflow, jobs, run):
-    """Airflow never heard of the job; the engine knows it by the task's key."""
-    airflow.trigger("dying", run)
-    ended = airflow.await_state("dying", run, "success", "failed", at_try=2, seconds=180)
+@pytest.mark.parametrize("dag", ["dies_before", "dies_after"])
+def test_a_worker_killed_at_the_submit_makes_no_second_job(airflow, jobs, run, dag):
+    """Where the engine has accepted, Airflow never heard of the job; the engine knows it by the task's key."""
+    airflow.trigger(dag, run)
+    ended = airflow.await_state(dag, run, "success", "failed", at_try=2, seconds=180)
 
     assert ended["state"] == "success"
     assert [mr.JobStatus.succeeded] == [job.status for job in jobs()]

@@ -1,5 +1,6 @@
 """
-The long measurements: `python tests/measure NAME [options]`, with NAME one of kills, scale, waiters, vllm_kills.
+The long measurements: `python tests/measure NAME [options]`, with NAME one of kills, scale, waiters, vllm_kills,
+and in the orchestrators' own environments airflow, dagster, prefect.
 
 Each starts its own engines on temporary folders, prints a table, and ends with its figures as
 one line of JSON. The exit code is not zero when a promise was broken.
@@ -9,7 +10,7 @@ import importlib
 import sys
 from pathlib import Path
 
-NAMES = ("kills", "scale", "waiters", "vllm_kills")
+NAMES = ("kills", "scale", "waiters", "vllm_kills", "airflow", "dagster", "prefect")
 
 
 def main() -> int:
@@ -17,7 +18,8 @@ def main() -> int:
     if len(sys.argv) < 2 or sys.argv[1] not in NAMES:
         print(__doc__.strip())
         return 2
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    # Instead of this folder, whose modules are named after what they measure, as others' packages are.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
     name = sys.argv.pop(1)
     sys.argv[0] = f"measure {name}"
     return int(importlib.import_module(f"measure.{name}").main())

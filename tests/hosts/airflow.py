@@ -1,5 +1,5 @@
 """
-A real Airflow under a test's control: scheduler with LocalExecutor, DAG processor, API server, triggerer.
+A real Airflow for tests and examples: scheduler with LocalExecutor, DAG processor, API server, triggerer.
 
 Each is a process group of its own, in one folder, on free ports. Nothing of it remains when the block is left.
 """
@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -38,11 +38,11 @@ class Components:
     def __init__(self, folder: Path, environ: Mapping[str, str]) -> None:
         self.folder = folder
         self.dags = folder / "dags"
-        self.dags.mkdir()
+        self.dags.mkdir(parents=True)
         port, worker_logs, trigger_logs = _free_ports(3)
-        self._url = f"http://127.0.0.1:{port}"
+        self.url = f"http://127.0.0.1:{port}"
         settings = {
-            "API__BASE_URL": self._url,  # workers derive the execution API's address from it
+            "API__BASE_URL": self.url,  # workers derive the execution API's address from it
             "API__HOST": "127.0.0.1",
             "API__PORT": str(port),
             "API__WORKERS": "1",
@@ -55,6 +55,7 @@ class Components:
             "CORE__LOAD_EXAMPLES": "False",
             "CORE__PARALLELISM": "2",
             "CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
+            "CORE__TEST_CONNECTION": "Enabled",
             "DAG_PROCESSOR__REFRESH_INTERVAL": "5",
             "LOGGING__TRIGGER_LOG_SERVER_PORT": str(trigger_logs),
             "LOGGING__WORKER_LOG_SERVER_PORT": str(worker_logs),
@@ -74,11 +75,19 @@ class Components:
         }
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._seen: dict[int, psutil.Process] = {}
-        self._http = httpx.Client(base_url=self._url, timeout=60.0, trust_env=False)
+        self._http = httpx.Client(base_url=self.url, timeout=60.0, trust_env=False)
+
+    @contextlib.contextmanager
+    def only(self) -> Iterator[None]:
+        """Make the database and start nothing by itself; clean up all the same."""
+        self._migrate()
+        try:
+            yield
+        finally:
+            self.__exit__()
 
     def __enter__(self) -> Self:
-        # First the database alone: four processes that begin in an empty home write four configurations.
-        subprocess.run([BIN / "airflow", "db", "migrate"], env=self._environ, check=True, capture_output=True)
+        self._migrate()
         try:
             self.start(*COMPONENTS)
             until(self._is_healthy, START_SECONDS, "all components are healthy", self.logs)
@@ -106,6 +115,10 @@ class Components:
         for process in self._processes.values():
             process.wait(STOP_SECONDS)
 
+    def _migrate(self) -> None:
+        # First the database alone: four processes that begin in an empty home write four configurations.
+        subprocess.run([BIN / "airflow", "db", "migrate"], env=self._environ, check=True, capture_output=True)
+
     def start(self, *names: str) -> None:
         """Start components."""
         for name in names:
@@ -126,6 +139,23 @@ class Components:
         process.wait(STOP_SECONDS)
         psutil.wait_procs(family, STOP_SECONDS)
 
+    def python(self, script: Path, said: str) -> None:
+        """Run a script in this Airflow's environment, with something to read on its input."""
+        done = subprocess.run(
+            [sys.executable, "-P", script], input=said, env=self._environ, check=False, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    def usage(self, name: str) -> dict[str, tuple[float, float]]:
+        """CPU seconds and proportional memory (MiB) of each process of a component, the first one by its name."""
+        top = psutil.Process(self._processes[name].pid)
+        found = {}
+        for each in (top, *top.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                times, title = each.cpu_times(), name if each == top else f"its child {each.pid}"
+                found[title] = (times.user + times.system, each.memory_full_info().pss / (1 << 20))
+        return found
+
     def logs(self) -> str:
         """The end of every component's log."""
         ends = [(path.name, path.read_text(errors="replace")[-3000:]) for path in self.folder.glob("*.log")]
@@ -140,12 +170,13 @@ class Components:
         answer.raise_for_status()
         return answer.json() if answer.content else None
 
-    def trigger(self, dag: str, run: str) -> None:
+    def trigger(self, dag: str, run: str, conf: Mapping[str, Any] | None = None) -> None:
         """Start a run of a DAG as soon as the DAG is known."""
+        body = {"dag_run_id": run, "logical_date": None, "conf": dict(conf or {})}
 
         def begin() -> bool:
             try:
-                self.call("POST", f"/dags/{dag}/dagRuns", {"dag_run_id": run, "logical_date": None})
+                self.call("POST", f"/dags/{dag}/dagRuns", body)
             except httpx.HTTPStatusError as error:
                 if error.response.status_code != httpx.codes.NOT_FOUND:
                     raise
@@ -158,11 +189,13 @@ class Components:
         """The task instance as it stands."""
         return self.call("GET", f"/dags/{dag}/dagRuns/{run}/taskInstances/{task}")
 
-    def await_state(self, dag: str, run: str, *states: str, at_try: int = 1, seconds: float = 120.0) -> dict[str, Any]:
+    def await_state(
+        self, dag: str, run: str, *states: str, at_try: int = 1, seconds: float = 120.0, task: str = "label"
+    ) -> dict[str, Any]:
         """Wait until the task is in one of the states, in this try or a later one."""
 
         def there() -> dict[str, Any] | None:
-            seen = self.task(dag, run)
+            seen = self.task(dag, run, task)
             over = seen["state"] in ("success", "failed") and seen["try_number"] >= at_try
             assert not over or seen["state"] in states, f"{dag} is {seen['state']}\n{self.logs()}"
             return seen if seen["state"] in states and seen["try_number"] >= at_try else None
