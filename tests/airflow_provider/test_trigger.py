@@ -5,6 +5,7 @@ The trigger alone: stored, rebuilt, run, killed.
 import asyncio
 import time
 from types import SimpleNamespace
+from uuid import uuid4
 
 import pytest
 from airflow.sdk.execution_time import task_runner
@@ -14,6 +15,7 @@ from airflow_provider.stand_ins import Attempt
 import milkrun as mr
 from airflow_provider_milkrun import _kills
 from airflow_provider_milkrun.events import JobEvent, Reason
+from airflow_provider_milkrun.hooks import MilkrunHook
 from airflow_provider_milkrun.triggers import MilkrunJobTrigger, ProgressLog
 
 
@@ -116,9 +118,14 @@ def test_a_kill_of_an_ended_task_cancels_its_job(engine, client, monkeypatch, st
     assert _cancelled_by_kill(client, monkeypatch, state, map_index)
 
 
-def test_a_stale_claim_cancels_nothing(engine, client, monkeypatch):
-    """The job belongs to the newer attempt."""
-    assert not _cancelled_by_kill(client, monkeypatch, "failed", -1, attempts=2)
+def test_a_stale_claim_cancels_nothing_of_a_living_attempt(engine, client, monkeypatch):
+    """The job belongs to the newer attempt, which has begun since the task was seen to have ended."""
+    assert not _cancelled_by_kill(client, monkeypatch, "failed", -1, attempts=2, then="running")
+
+
+def test_a_kill_of_an_ended_task_cancels_the_newest_attempts_job(engine, client, monkeypatch):
+    """A triggerer may keep an older attempt's trigger for the newest one, whose number it has."""
+    assert _cancelled_by_kill(client, monkeypatch, "failed", -1, attempts=2)
 
 
 def test_a_kill_that_is_cut_off_goes_on(engine, client, monkeypatch):
@@ -149,19 +156,22 @@ def test_a_kill_can_be_told_to_leave_the_job(engine, client, monkeypatch):
     assert not _cancelled_by_kill(client, monkeypatch, "failed", -1, cancel_on_kill=False)
 
 
-def _cancelled_by_kill(client, monkeypatch, state, map_index, *, attempts=1, **options):
-    key = f"kill {state} {map_index} {attempts} {options}"
+def _cancelled_by_kill(client, monkeypatch, state, map_index, *, attempts=1, then=None, **options):
+    ti = Attempt(f"run {uuid4()}", map_index=map_index)
+    key = MilkrunHook().engine().key_of(ti)
     submits = [client.submit(["slow:20 hello"], idempotency_key=key) for _ in range(attempts)]
     job, claim = submits[0].job, submits[0].claim
+    states = [state]
 
     async def asend(message):
         assert (message.dag_id, message.task_ids, message.map_index) == ("d", ["t"], map_index)
-        found = {"t" if map_index < 0 else f"t_{map_index}": state} if state else {}
+        seen = states.pop(0) if states else then or state
+        found = {"t" if map_index < 0 else f"t_{map_index}": seen} if seen else {}
         return SimpleNamespace(task_states={message.run_ids[0]: found})
 
     monkeypatch.setattr(task_runner, "SUPERVISOR_COMMS", SimpleNamespace(asend=asend), raising=False)
     trigger = MilkrunJobTrigger(job_id=job.id, conn_id="milkrun_default", claim=claim, **options)
-    trigger.task_instance = Attempt("r", map_index=map_index)
+    trigger.task_instance = ti
     asyncio.run(trigger.on_kill())
 
     ended = client.job(job.id).is_terminal

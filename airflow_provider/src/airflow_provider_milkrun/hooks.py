@@ -14,6 +14,7 @@ from airflow.sdk import BaseHook, Connection
 from airflow.sdk.configuration import conf
 
 import milkrun as mr
+from milkrun.hashing import key_of
 
 _CACHED_SECONDS = 60.0  # a changed key is seen within a minute; a thousand triggers look it up once
 
@@ -59,9 +60,19 @@ class Engine:
         """Return this process's one watcher of the engine."""
         return mr.Watcher.shared(self.url, self.api_key)
 
+    def key_of(self, task_instance: Any) -> str:
+        """Make the idempotency key: the same for every attempt at a task instance, and for no other one."""
+        ti = task_instance
+        return key_of("airflow", self.namespace, ti.dag_id, ti.task_id, ti.run_id, map_index_of(ti))
+
     def page(self, job: mr.Job) -> str:
         """Return the address of the job's page, as a browser reaches it."""
         return self.public_url + httpx.URL(job.url).raw_path.decode() if self.public_url else job.url
+
+
+def map_index_of(task_instance: Any) -> int:
+    """Return a task instance's map index; -1 for one that is not mapped."""
+    return -1 if task_instance.map_index is None else int(task_instance.map_index)
 
 
 class MilkrunHook(BaseHook):

@@ -18,11 +18,10 @@ import milkrun as mr
 from airflow_provider_milkrun import _kills, _rows
 from airflow_provider_milkrun.events import JobEvent, Reason
 from airflow_provider_milkrun.failures import failure, translated
-from airflow_provider_milkrun.hooks import Engine, MilkrunHook
+from airflow_provider_milkrun.hooks import Engine, MilkrunHook, map_index_of
 from airflow_provider_milkrun.links import JOB_URL, MilkrunJobLink
 from airflow_provider_milkrun.triggers import GRACE_SECONDS, HEALS, MilkrunJobTrigger, ProgressLog, settled
 from milkrun import outcome
-from milkrun.hashing import key_of
 
 _STORE_KEY = "milkrun"  # in the task's state store (Airflow 3.3): this attempt's job, claim, deadline and heals
 _KILL_SECONDS = 10.0
@@ -115,7 +114,7 @@ class MilkrunSubmitOperator(BaseOperator):
     def _options(self, context: Context, engine: Engine) -> mr.SubmitOptions:
         ti = context["ti"]
         labels = {"dag_id": ti.dag_id, "task_id": ti.task_id, "run_id": ti.run_id}
-        if _map_index(ti) >= 0:
+        if map_index_of(ti) >= 0:
             labels["map_index"] = str(ti.map_index)
         url = str(getattr(ti, "log_url", ""))
         return mr.SubmitOptions(
@@ -132,7 +131,7 @@ class MilkrunSubmitOperator(BaseOperator):
             description=self.description,
             labels={**(self.labels or {}), **labels},
             external_url=url if url.startswith(("http://", "https://")) and len(url) <= 2_000 else None,
-            idempotency_key=_key(ti, engine),
+            idempotency_key=engine.key_of(ti),
             reuse=self.reuse,
             on_mismatch=mr.OnMismatch.replace,
         )
@@ -296,7 +295,7 @@ class MilkrunInferOperator(MilkrunSubmitOperator):
         found = store.get(_STORE_KEY) if store is not None else None
         if isinstance(found, dict) and "job_id" in found:
             return {"claim": None, "deadline": None, "heals": 0, **found}
-        attached = client.attach(_key(context["ti"], engine))
+        attached = client.attach(engine.key_of(context["ti"]))
         # Without a store nobody counts the heals: the task's own retries do it.
         return {"job_id": attached.job.id, "claim": attached.claim, "deadline": None, "heals": HEALS}
 
@@ -343,22 +342,13 @@ class MilkrunInferOperator(MilkrunSubmitOperator):
                 self.log.info("the job, if there is one, goes on: the task is %s", state)
                 return
             with engine.client() as client:
-                mine = submitted or client.attach(_key(ti, engine))
+                mine = submitted or client.attach(engine.key_of(ti))
                 self._cancel(client, {"job_id": mine.job.id, "claim": mine.claim})
 
         # Airflow calls this in a signal handler; what the main thread was doing just then must not block it for ever.
         thread = threading.Thread(target=stop, name="milkrun on_kill", daemon=True)
         thread.start()
         thread.join(_KILL_SECONDS)
-
-
-def _map_index(ti: Any) -> int:
-    return -1 if ti.map_index is None else int(ti.map_index)
-
-
-def _key(ti: Any, engine: Engine) -> str:
-    """Make the idempotency key: the same for every attempt at this task instance, and for no other one."""
-    return key_of("airflow", engine.namespace, ti.dag_id, ti.task_id, ti.run_id, _map_index(ti))
 
 
 def _remember(context: Context, record: Mapping[str, Any]) -> None:

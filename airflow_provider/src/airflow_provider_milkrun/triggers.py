@@ -23,6 +23,7 @@ HEALS = 3  # so often a wait that broke is taken up again, before the task's own
 GRACE_SECONDS = 120.0  # Airflow's own time limit of a wait lies behind the trigger's, which is kinder
 SETTLE_SECONDS = 10.0  # a scheduler that had just started took 5.5 s to see that a worker had deferred
 _PROGRESS_SECONDS = 30.0
+_STOPS = 3  # tries to stop a job, each with the newest claim
 
 
 def settled() -> float:
@@ -120,6 +121,27 @@ class MilkrunJobTrigger(BaseTrigger):
         await asyncio.shield(work)
 
     async def _stop_job(self) -> None:
+        hook, job_id, claim = MilkrunHook(self.conn_id), self.job_id, self.claim
+        key = (await hook.aengine()).key_of(self.task_instance)
+        async with await hook.get_async_client() as client:
+            for _ in range(_STOPS):
+                if not await self._is_over():
+                    return
+                try:
+                    job = await client.cancel(job_id, claim)
+                except mr.Conflict as error:
+                    self.log.info("job %s belongs to a newer attempt: %s", job_id, error)
+                else:
+                    self.log.info("job %s is %s: its task has ended", job.id, job.status)
+                    return
+                # That attempt may be over as well: where Airflow's database gives the number of a deleted trigger
+                # away again (SQLite), the triggerer keeps this one for it, and nobody else will hear of its end.
+                if await self._is_over():
+                    newest = await client.attach(key)
+                    job_id, claim = newest.job.id, newest.claim
+
+    async def _is_over(self) -> bool:
+        """Whether a user has ended the task for good."""
         from airflow.sdk.execution_time import task_runner
         from airflow.sdk.execution_time.comms import GetTaskStates
 
@@ -128,14 +150,7 @@ class MilkrunJobTrigger(BaseTrigger):
         state = _kills.state_of(self.task_instance, getattr(answer, "task_states", {}))
         if state not in _kills.ENDED:
             self.log.info("job %s goes on: its task is %s, not ended by a user", self.job_id, state)
-            return
-        async with await MilkrunHook(self.conn_id).get_async_client() as client:
-            try:
-                job = await client.cancel(self.job_id, self.claim)
-            except mr.Conflict as error:
-                self.log.info("job %s belongs to a newer attempt and goes on: %s", self.job_id, error)
-            else:
-                self.log.info("job %s is %s: its task is %s", self.job_id, job.status, state)
+        return state in _kills.ENDED
 
 
 class ProgressLog:
