@@ -40,8 +40,11 @@ class Feed:
     def __call__(self, request: httpx.Request) -> httpx.Response:
         self.asked.append(request)
         if request.url.path == "/api/jobs":
-            ids = request.url.params["ids"].split(",")
-            answer: Any = wire.JobList(jobs=[self.jobs[each] for each in ids if each in self.jobs])
+            if "ids" in request.url.params:
+                named = [self.jobs.get(each) for each in request.url.params["ids"].split(",")]
+            else:
+                named = [job for job in self.jobs.values() if job.status == request.url.params["status"]]
+            answer: Any = wire.JobList(jobs=[job for job in named if job])
         elif "after" not in request.url.params:
             answer = wire.Changes(jobs=[], cursor="c0")
         else:
@@ -145,6 +148,25 @@ def test_progress_is_told_to_those_who_want_it(feed: Feed, watcher: mr.Watcher) 
     assert {"job_1"} == set(told)
     feed.end("job_0", "job_1", "job_2")
     assert 3 == len([future.result(WAIT) for future in futures])
+
+
+def test_progress_of_many_is_that_of_those_that_run(feed: Feed, watcher: mr.Watcher, build: Any) -> None:
+    """One request a round, however many wait behind them."""
+    feed.jobs = {job_id: build.job(id=job_id, status="queued") for job_id in feed.jobs}
+    feed.jobs["job_7"] = build.job(id="job_7", status="running", rows_done=1)
+    heard: dict[str, int] = {}
+    enough = threading.Event()
+
+    def tell(job: mr.Job) -> None:
+        heard[job.id] = heard.get(job.id, 0) + 1
+        if heard.get("job_7", 0) >= 4:
+            enough.set()
+
+    futures = [watcher.watch(job_id, tell) for job_id in feed.jobs]
+    assert enough.wait(WAIT)
+    assert {1, 2} >= {times for job_id, times in heard.items() if job_id != "job_7"}  # twice: the feed's first look
+    assert len([request for request in feed.asked_for("/api/jobs") if "status" in request.url.params]) >= 2
+    assert not any(future.done() for future in futures)
 
 
 def test_event_loops_wait_too(feed: Feed, watcher: mr.Watcher) -> None:

@@ -164,7 +164,12 @@ def job(
 
 
 def jobs(
-    link: Link, *, limit: int | None, status: JobStatus | None, labels: Mapping[str, str] | None
+    link: Link,
+    *,
+    limit: int | None,
+    status: JobStatus | None,
+    labels: Mapping[str, str] | None,
+    policy: _retry.Policy = _retry.QUICK,
 ) -> Operation[list[wire.Job]]:
     """List jobs, page by page."""
     found: list[wire.Job] = []
@@ -172,7 +177,7 @@ def jobs(
     while limit is None or len(found) < limit:
         size = PAGE_JOBS if limit is None else min(PAGE_JOBS, limit - len(found))
         call = _requests.get_jobs(limit=size, before=before, status=status, labels=labels)
-        page = _requests.read(wire.JobList, (yield from exchange(link, call)))
+        page = _requests.read(wire.JobList, (yield from exchange(link, call, policy=policy)))
         found += page.jobs
         before = page.next
         if before is None:

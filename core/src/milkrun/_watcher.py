@@ -3,7 +3,8 @@
 
 A thread follows the change feed while somebody waits. Another reads jobs by id, in batches:
 each once when its wait begins, because it may have ended before, and from time to time those
-whose waiter wants to hear of progress. Futures carry the answer to threads and event loops.
+whose waiter wants to hear of progress; of more than one request can name, only those that run.
+Futures carry the answer to threads and event loops.
 """
 
 import logging
@@ -17,10 +18,10 @@ from typing import ClassVar, Self
 
 from milkrun import _retry, wire
 from milkrun._client import Milkrun
-from milkrun._operations import changes, jobs_by_id
+from milkrun._operations import PAGE_JOBS, changes, jobs, jobs_by_id
 from milkrun._waiting import POLL_SECONDS, Progress, deleted
 from milkrun.exceptions import ResponseError
-from milkrun.status import FeedEvents
+from milkrun.status import FeedEvents, JobStatus
 
 log = logging.getLogger(__name__)
 PROGRESS_SECONDS = 30.0
@@ -134,27 +135,36 @@ class Watcher:
     def _read(self) -> None:
         """Read each new job once, and from time to time those whose progress somebody wants to hear."""
         while self._goes_on("_is_reading"):
-            ids = self._gather()
             try:
-                if ids:
+                if ids := self._gather():
                     found = self._jobs(ids)
                     self._fail(sorted(set(ids) - {job.id for job in found}), deleted)
                     self._settle(found)
+                else:
+                    self._settle(self._moved())
             except Exception as error:
                 self._give_up(error)
 
     def _gather(self) -> list[str]:
-        """Wait for new jobs, for a while; those that are to be read now."""
+        """Wait for new jobs, for a while."""
+        ids: set[str] = set()
         try:
-            ids = {self._new.get(timeout=self._progress_seconds)}
-        except Empty:
-            with self._lock:
-                return [job_id for job_id, waits in self._waits.items() if any(wait.on_progress for wait in waits)]
-        try:
+            ids.add(self._new.get(timeout=self._progress_seconds))
             while True:
                 ids.add(self._new.get(timeout=_GATHER_SECONDS))
         except Empty:
             return sorted(ids.intersection(self._pending()))
+
+    def _moved(self) -> list[wire.Job]:
+        """Read those whose progress somebody wants to hear, or of very many those that run: few do at once."""
+        with self._lock:
+            ids = [job_id for job_id, waits in self._waits.items() if any(wait.on_progress for wait in waits)]
+        if len(ids) <= PAGE_JOBS:
+            return self._jobs(ids)
+        link, driver = self._client._link, self._client._driver  # noqa: SLF001 (the same package)
+        running = driver.run(jobs(link, limit=None, status=JobStatus.running, labels=None, policy=_retry.PATIENT))
+        wanted = set(ids)
+        return [job for job in running if job.id in wanted]
 
     def _ask(self, cursor: str | None) -> wire.Changes:
         wait = POLL_SECONDS if cursor else 0.0
