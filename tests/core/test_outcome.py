@@ -44,6 +44,14 @@ def test_failed_rows_fail_no_job_unless_they_are_too_many(build: Any) -> None:
         outcome.check(job, 1)
 
 
+def test_a_sentence_says_how_it_ended(build: Any) -> None:
+    usage = {"prompt_tokens": 40_285, "cached_tokens": 26_368, "completion_tokens": 414}
+    job = build.job(status="succeeded", rows_total=208, rows_succeeded=207, rows_failed=1, usage=usage)
+    job = job.model_copy(update={"row_errors": {"invalid_row": 1}})
+    said = "succeeded: 207 of 208 rows, 1 failed (invalid_row: 1); 40,285 tokens in (26,368 cached), 414 out"
+    assert outcome.sentence(job).startswith(said)
+
+
 def test_a_summary_is_flat(build: Any) -> None:
     facts = outcome.summary(build.job(status="failed", failure={"code": "c", "message": "m"}))
     assert {type(value) for value in facts.values()} <= {str, int, float, type(None)}

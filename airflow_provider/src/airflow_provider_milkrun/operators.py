@@ -313,14 +313,13 @@ class MilkrunInferOperator(MilkrunSubmitOperator):
             self.log.info("job %s is %s", job.id, job.status)
 
     def _finish(self, context: Context, engine: Engine, client: mr.Milkrun, job: mr.Job) -> dict[str, Any]:
-        facts = outcome.summary(job)
-        self.log.info("job %s: %s", job.id, ", ".join(f"{name}={value}" for name, value in facts.items()))
+        self.log.info("job %s %s. %s", job.id, outcome.sentence(job), engine.page(job))
         outcome.check(job, self.max_failed_rows)
         if self.output_path is not None:
             _rows.save(client.results(job.id), self.output_path)
             self.log.info("results written to %s", self.output_path)
         manifest: dict[str, Any] = {
-            **facts,
+            **outcome.summary(job),
             "url": engine.page(job),
             "row_errors": dict(job.row_errors),
             "output": None if self.output_path is None else str(self.output_path),

@@ -47,6 +47,17 @@ def progress(job: Job) -> str:
     return f"{job.rows_done:,} of {total} rows done{waiting}"
 
 
+def sentence(job: Job) -> str:
+    """Say how a job ended, for a log: rows, errors by code, tokens, seconds."""
+    usage = job.usage
+    return (
+        f"{job.status}: {job.rows_succeeded:,} of {job.rows_total or 0:,} rows, "
+        f"{job.rows_failed:,} failed{_codes(job)}; "
+        f"{usage.prompt_tokens:,} tokens in ({usage.cached_tokens:,} cached), {usage.completion_tokens:,} out"
+        f"{'' if job.seconds is None else f'; {job.seconds:,.1f} s'}"
+    )
+
+
 def summary(job: Job) -> dict[str, str | int | float | None]:
     """Return the facts about a job that a page, a log line or an artifact shows; flat, in reading order."""
     return {
