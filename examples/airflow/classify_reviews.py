@@ -1,7 +1,8 @@
 """
 The reviews as an Airflow DAG: the task hands over its rows, defers without a worker, and writes a table.
 
-Copy it into your DAG folder; it needs `airflow-provider-milkrun` and the connection `milkrun_default`.
+In a DAG folder of yours it needs `airflow-provider-milkrun`, the connection `milkrun_default`, and beside it the two
+files of `../reviews` that hold its rows, `task.py` and `reviews.csv`.
 """
 
 from typing import Any

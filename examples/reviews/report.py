@@ -93,13 +93,13 @@ def arguments(description: str | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("report", type=Path, help="where to write the report")
     parser.add_argument("--stay", action="store_true", help="leave the pages open until Ctrl-C")
+    for number in (signal.SIGINT, signal.SIGTERM):  # what was started is put away; a background job ignores SIGINT
+        signal.signal(number, signal.default_int_handler)
     return parser.parse_args()
 
 
 def stay(url: str) -> None:
     """Wait until somebody says that it is enough."""
     print(f"{url} stays open until Ctrl-C", flush=True)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)  # a background job inherits that SIGINT is ignored
     with contextlib.suppress(KeyboardInterrupt):
         signal.pause()

@@ -65,6 +65,15 @@ with DAG("impatient", schedule=None):
 with DAG("held_back", schedule=None):
     HeldBack(task_id="label", rows=["slow:300 a"])
 
+with DAG("limited_in_worker", schedule=None):
+    MilkrunInferOperator(task_id="label", rows=["slow:300 a"], deferrable=False, execution_timeout=timedelta(seconds=5))
+
+with DAG("blocking", schedule=None):
+    MilkrunInferOperator(task_id="label", rows=["slow:300 a"], deferrable=False)
+
+with DAG("deleted", schedule=None):
+    MilkrunInferOperator(task_id="label", rows=["slow:300 a"])
+
 with DAG("dies_before", schedule=None):
     DiesBeforeSubmit(task_id="label", rows=["slow:1 a"], retries=1, retry_delay=timedelta(0))
 

@@ -58,12 +58,26 @@ def test_a_task_defers_and_collects(airflow, jobs, run):
     assert "rows done" in log, "the trigger's progress is in the task's own log"
 
 
-def test_marked_failed_cancels_the_job(airflow, jobs, run):
+@pytest.mark.parametrize(("dag", "state"), [("long", "deferred"), ("blocking", "running")])
+def test_marked_failed_cancels_the_job(airflow, jobs, run, dag, state):
     """Nobody will collect its results."""
-    airflow.trigger("long", run)
-    airflow.await_state("long", run, "deferred")
-    _await_trigger(airflow, "long", run)
-    airflow.mark("long", run, "failed")
+    airflow.trigger(dag, run)
+    airflow.await_state(dag, run, state)
+    if state == "deferred":
+        _await_trigger(airflow, dag, run)
+    until(jobs, 60, "the submit", airflow.logs)
+    airflow.mark(dag, run, "failed")
+
+    until(lambda: jobs()[0].is_terminal, 90, "the job is cancelled", airflow.logs)
+    assert [mr.JobStatus.cancelled] == [job.status for job in jobs()]
+
+
+def test_a_deleted_dag_takes_its_jobs_along(airflow, jobs, run):
+    """Nothing of the task is left that could collect."""
+    airflow.trigger("deleted", run)
+    airflow.await_state("deleted", run, "deferred")
+    _await_trigger(airflow, "deleted", run)
+    airflow.call("DELETE", "/dags/deleted")
 
     until(lambda: jobs()[0].is_terminal, 90, "the job is cancelled", airflow.logs)
     assert [mr.JobStatus.cancelled] == [job.status for job in jobs()]
@@ -103,7 +117,7 @@ def test_cleared_with_another_prompt_replaces_the_job(airflow, jobs, run):
     assert (new.id, new.status) == (airflow.returned("changing", run)["job_id"], mr.JobStatus.succeeded)
 
 
-@pytest.mark.parametrize("dag", ["limited", "impatient"])
+@pytest.mark.parametrize("dag", ["limited", "limited_in_worker", "impatient"])
 def test_the_time_limit_cancels_the_job(airflow, jobs, run, dag):
     """Airflow's own: it resumes the task only to fail it, and asks neither trigger nor `execute_complete`. And ours."""
     airflow.trigger(dag, run)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from airflow.sdk import DAG, task
+from airflow.sdk import DAG, task, task_group
+from airflow.sdk import dag as dag_of
 
 from airflow_provider_milkrun.operators import MilkrunInferOperator, MilkrunSubmitOperator
 from airflow_provider_milkrun.sensors import MilkrunJobSensor
@@ -126,11 +127,11 @@ def test_a_retry_finds_the_job_of_the_first_try(tmp_path, client):
     marker = tmp_path / "failed-once"
 
     class Fails(MilkrunInferOperator):
-        def _first_look(self, client, job_id):
+        def _first_look(self, client, record):
             if not marker.exists():
-                marker.write_text(job_id)
+                marker.write_text(record["job_id"])
                 raise ConnectionError("the first try ends here")
-            return super()._first_look(client, job_id)
+            return super()._first_look(client, record)
 
     with DAG("retried", schedule=None) as dag:
         Fails(task_id="label", rows=["slow:1 a"], retries=1, retry_delay=timedelta(0))
@@ -142,13 +143,39 @@ def test_a_retry_finds_the_job_of_the_first_try(tmp_path, client):
 
 
 def test_nothing_private_reaches_airflows_database(engine):
-    """Neither rows nor prompts nor the key."""
-    secret = "the patient's words"
-    with DAG("private", schedule=None) as dag:
-        MilkrunInferOperator(task_id="label", rows=[f"{secret} {each}" for each in range(10)], prompt=None)
-    assert run(dag)[0] == "success"
+    """Neither rows, also of a template, nor prompts nor the key (a mapped task's constants are Airflow's: README)."""
+    secret, replaced = "sdrow etavirp"[::-1], "PRI" + "VATE"  # Airflow stores this file, too
+    with DAG("private", schedule=None, params={"texts": ["one", "two"], "by": replaced}) as dag:
+        rows = [f"{secret} {each}" for each in range(10)]
+        MilkrunInferOperator(task_id="label", rows=rows, system_prompt=secret)
+        template = "{{ params.texts | map('replace', 'o', params.by) | list | tojson }}"
+        MilkrunInferOperator(task_id="templated", rows=template, prompt=secret + " {text}", column=None)
+    state, _, returned = run(dag)
+    assert state == "success"
+    assert (returned["label", -1]["rows_total"], returned["templated", -1]["rows_total"]) == (10, 2)
     from airflow.settings import engine as database
 
     content = json.dumps(list(database.raw_connection().driver_connection.iterdump()))
-    assert secret not in content
-    assert engine.api_key not in content
+    assert "params.by" in content, "what is written into the DAG is there"
+    for private in (secret, f"{replaced}ne", engine.api_key):
+        assert private not in content
+
+
+def test_rows_may_be_an_argument_of_the_dag_or_of_a_mapped_group(tmp_path):
+    """Whatever Airflow resolves when the task runs."""
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.csv").write_text("text\nfine\n")
+
+    @dag_of(schedule=None, dag_id="parametrised")
+    def parametrised(path=str(tmp_path / "a.csv")):
+        MilkrunInferOperator(task_id="label", rows=path, column="text")
+
+        @task_group
+        def shard(path):
+            MilkrunInferOperator(task_id="label", rows=path, column="text")
+
+        shard.expand(path=[str(tmp_path / "a.csv"), str(tmp_path / "b.csv")])
+
+    state, _, returned = run(parametrised())
+    assert state == "success"
+    assert {("label", -1), ("shard.label", 0), ("shard.label", 1)} <= returned.keys()

@@ -7,7 +7,14 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from airflow_provider_milkrun.failures import failure, translated
 from milkrun import exceptions
-from milkrun.exceptions import JobCancelled, JobError, MilkrunError, TooManyRowsFailed, WaitTimeout
+from milkrun.exceptions import (
+    JobCancelled,
+    JobError,
+    MilkrunError,
+    TooManyRowsFailed,
+    UnexpectedResponse,
+    WaitTimeout,
+)
 
 
 def _tree(root: type[MilkrunError]) -> list[type[MilkrunError]]:
@@ -34,7 +41,8 @@ def test_the_walk_sees_the_whole_tree():
 def test_every_error_is_translated(kind):
     """What may pass, or runs anew, is left to the task's retries; all else fails the task at once."""
     runs_anew = issubclass(kind, JobError) and not issubclass(kind, JobCancelled | TooManyRowsFailed)
-    expected = AirflowException if kind.retryable or runs_anew or kind is WaitTimeout else AirflowFailException
+    may_pass = kind.retryable or kind in (WaitTimeout, UnexpectedResponse)
+    expected = AirflowException if may_pass or runs_anew else AirflowFailException
 
     assert expected is type(failure(_an(kind)))
     assert "what happened" in str(failure(_an(kind)))

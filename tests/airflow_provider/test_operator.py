@@ -14,6 +14,7 @@ from airflow.sdk import DAG, Asset, ObjectStoragePath
 from airflow.sdk.exceptions import (
     AirflowException,
     AirflowFailException,
+    AirflowTaskTimeout,
     TaskDeferralError,
     TaskDeferralTimeout,
     TaskDeferred,
@@ -387,6 +388,20 @@ def test_a_path_is_a_template():
     assert ("in-2026-01-01.csv", "out-2026-01-01.csv") == (operator.rows, operator.output_path)
 
 
+def test_what_a_template_gave_is_hidden_as_soon_as_it_is_there():
+    """Airflow shows rendered fields, and stores them."""
+    operator = an_infer()
+    operator.rows = '["the patient", "his words"]'
+    assert "<2 rows>" == repr(operator.rows)
+    assert ["the patient", "his words"] == operator.rows.value
+
+
+def test_a_list_that_is_no_json_says_what_to_do():
+    """What `{{ ti.xcom_pull(...) }}` gives."""
+    with pytest.raises(ValueError, match=r"tojson.*its output"):
+        an_infer().rows = "['a', 'b']"
+
+
 def test_a_template_may_give_a_json_list(engine, attempt):
     """Such as `{{ params.texts | tojson }}`."""
     operator = MilkrunInferOperator(task_id="t", rows="{{ texts | tojson }}", deferrable=False)
@@ -410,3 +425,89 @@ def test_an_engine_that_is_away_is_left_to_the_retries(attempt, monkeypatch):
     with pytest.raises(AirflowException, match="ConnectError") as caught:
         an_infer().execute(attempt())
     assert not isinstance(caught.value, AirflowFailException)
+
+
+@pytest.mark.parametrize(
+    "options", [{"timeout": "60"}, {"wait_up_to": "5"}, {"max_failed_rows": "3"}], ids=lambda each: next(iter(each))
+)
+def test_a_wrong_option_is_found_when_the_dag_is_read(options):
+    """Not when a job runs that nobody will collect."""
+    with pytest.raises(TypeError, match=next(iter(options))):
+        an_infer(**options)
+
+
+def test_no_wait_is_longer_than_the_timeout(engine, attempt, client):
+    """Also where the worker waits first."""
+    began = time.monotonic()
+    deferred = deferral(an_infer(["slow:60 a"], wait_up_to=timedelta(seconds=30), timeout=1), attempt())
+    client.cancel(deferred.trigger.job_id)
+    assert time.monotonic() - began < 15
+
+
+@pytest.mark.parametrize("path", ["s3://bucket/out.csv", "gs://bucket/out.csv", "nowhere://a/out.csv"])
+def test_a_place_that_nothing_can_write_to_sends_nothing(engine, attempt, client, path):
+    """The job would have run for nothing."""
+    before = len(client.jobs(limit=None))
+    with pytest.raises(AirflowFailException, match="apache-airflow-providers-amazon"):
+        an_infer(output_path=path).execute(attempt())
+    assert before == len(client.jobs(limit=None))
+
+
+@pytest.mark.parametrize("submitted", [True, False])
+@pytest.mark.parametrize("cancels", [True, False])
+def test_airflows_time_limit_in_the_worker_leaks_no_job(engine, attempt, client, monkeypatch, cancels, submitted):
+    """It strikes anywhere: here in the wait, or when the engine has accepted and the answer is on its way."""
+
+    class Limited(MilkrunInferOperator):
+        def _submit(self, context, engine, client):
+            found = super()._submit(context, engine, client)
+            if not submitted:
+                raise AirflowTaskTimeout
+            return found
+
+        def _wait(self, *_):
+            raise AirflowTaskTimeout
+
+    context = attempt()
+    with pytest.raises(AirflowTaskTimeout):
+        Limited(task_id="t", rows=["slow:60 a"], deferrable=False, cancel_on_timeout=cancels).execute(context)
+    (job,) = client.jobs(labels={"run_id": context["ti"].run_id})
+    assert cancels is (job.status is mr.JobStatus.cancelled)
+    client.cancel(job.id)
+
+
+@pytest.mark.parametrize("too_late", [True, False])
+def test_a_task_that_was_ended_while_its_rows_were_made_leaves_no_job(engine, attempt, client, too_late):
+    """Its worker lives on for seconds, and would submit."""
+
+    class Ended(MilkrunInferOperator):
+        def _submit(self, context, engine, client):
+            context["ti"].state = "failed"
+            if too_late:
+                submitted = super()._submit(context, engine, client)
+                self.on_kill()
+                return submitted
+            self.on_kill()
+            return super()._submit(context, engine, client)
+
+    context = attempt()
+    with pytest.raises(AirflowFailException, match="a user ended the task"):
+        Ended(task_id="t", rows=["slow:60 a"]).execute(context)
+    (job,) = client.jobs(labels={"run_id": context["ti"].run_id})
+    assert mr.JobStatus.cancelled is job.status
+
+
+def test_an_engine_that_is_away_at_the_look_is_waited_for(engine, attempt, client, monkeypatch):
+    """Some times; the job goes on meanwhile."""
+    context = attempt()
+    first = deferral(an_infer(["slow:60 a"]), context)
+    event = {"event": {"job_id": first.trigger.job_id, "reason": "unsure", "message": "gone"}}
+    monkeypatch.setattr(mr.Milkrun, "job", lambda *_: (_ for _ in ()).throw(mr.ConnectError("nobody there")))
+    for _ in range(3):
+        with pytest.raises(TaskDeferred) as caught:
+            an_infer(["slow:60 a"]).resume_execution("execute_complete", event, context)
+        assert same(first.trigger) == same(caught.value.trigger)
+    with pytest.raises(AirflowException, match="next attempt finds it"):
+        an_infer(["slow:60 a"]).resume_execution("execute_complete", event, context)
+    monkeypatch.undo()
+    client.cancel(first.trigger.job_id)

@@ -2,6 +2,8 @@
 The sensor: it looks, defers, looks again, and leaves the job alone.
 """
 
+from datetime import timedelta
+
 import pytest
 from airflow.sdk.exceptions import (
     AirflowException,
@@ -83,3 +85,29 @@ def test_a_job_that_is_not_there_fails_at_once(engine, attempt):
     """A wrong id is wrong next time, too."""
     with pytest.raises(AirflowFailException, match="NotFound"):
         a_sensor("job_nowhere").execute(attempt())
+
+
+@pytest.mark.parametrize(("soft_fail", "expected"), [(False, AirflowFailException), (True, AirflowSkipException)])
+@pytest.mark.parametrize("deferrable", [True, False])
+def test_a_job_that_did_not_succeed_is_not_looked_at_again(client, attempt, soft_fail, expected, deferrable):
+    """A retry would read the same end."""
+    job_id = client.infer(["slow:60 a"])
+    client.cancel(job_id)
+    with pytest.raises(expected, match="JobCancelled"):
+        a_sensor(job_id, soft_fail=soft_fail, deferrable=deferrable).execute(attempt())
+
+
+def test_airflows_time_limit_is_kept(job_id, attempt):
+    """Airflow itself does not look at it while a task is deferred."""
+    limited = a_sensor(job_id, execution_timeout=timedelta(seconds=5))
+    assert timedelta(seconds=5) == deferral(limited.execute, attempt()).timeout
+
+
+def test_a_broken_trigger_is_replaced_once(job_id, attempt):
+    """Airflow keeps nothing of the sensor's then; a second time it is left to the retries."""
+    context = attempt()
+    broken = {"error": "Trigger failure", "traceback": ["boom"]}
+    deferred = deferral(a_sensor(job_id).resume_execution, "__fail__", broken, context)
+    assert job_id == deferred.trigger.job_id
+    with pytest.raises(AirflowException, match="goes on"):
+        a_sensor(job_id).execute_complete(context, event=None, **deferred.kwargs)

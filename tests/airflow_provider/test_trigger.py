@@ -3,6 +3,7 @@ The trigger alone: stored, rebuilt, run, killed.
 """
 
 import asyncio
+import threading
 import time
 from types import SimpleNamespace
 from uuid import uuid4
@@ -89,8 +90,12 @@ def test_it_is_unsure_without_its_connection(engine):
     assert Reason.unsure is first_event(MilkrunJobTrigger(job_id="job_1", conn_id="elsewhere")).reason
 
 
-def test_many_wait_in_one_loop(engine, client):
-    """All through the process's one connection."""
+def test_many_wait_in_one_loop(engine, client, monkeypatch):
+    """All through the process's one watcher: one poll at a time, however many they are."""
+    polls = []
+    watcher = MilkrunHook().engine().watcher()
+    ask = watcher._ask
+    monkeypatch.setattr(watcher, "_ask", lambda cursor: polls.append(threading.get_ident()) or ask(cursor))
     job_ids = [client.infer([f"slow:1 {number}"]) for number in range(20)]
 
     async def run(job_id):
@@ -102,19 +107,20 @@ def test_many_wait_in_one_loop(engine, client):
         return await asyncio.gather(*map(run, job_ids))
 
     assert job_ids == asyncio.run(together())
+    assert 1 == len(set(polls))
 
 
 @pytest.mark.parametrize("state", ["deferred", "running", "queued", "scheduled", "up_for_retry", "restarting", None])
 @pytest.mark.parametrize("map_index", [-1, 3])
 def test_a_kill_of_a_living_task_cancels_nothing(engine, client, monkeypatch, state, map_index):
-    """A cleared task, and one that moved to another triggerer, still wants its job."""
+    """A cleared task (it has no state), and one that moved to another triggerer, still wants its job."""
     assert not _cancelled_by_kill(client, monkeypatch, state, map_index)
 
 
-@pytest.mark.parametrize("state", ["failed", "success", "skipped", "removed", "upstream_failed"])
+@pytest.mark.parametrize("state", ["failed", "success", "skipped", "removed", "upstream_failed", "gone"])
 @pytest.mark.parametrize("map_index", [-1, 3])
 def test_a_kill_of_an_ended_task_cancels_its_job(engine, client, monkeypatch, state, map_index):
-    """Nobody will collect the results."""
+    """Nobody will collect the results; `gone` with its run or its DAG, least of all."""
     assert _cancelled_by_kill(client, monkeypatch, state, map_index)
 
 
@@ -166,7 +172,7 @@ def _cancelled_by_kill(client, monkeypatch, state, map_index, *, attempts=1, the
     async def asend(message):
         assert (message.dag_id, message.task_ids, message.map_index) == ("d", ["t"], map_index)
         seen = states.pop(0) if states else then or state
-        found = {"t" if map_index < 0 else f"t_{map_index}": seen} if seen else {}
+        found = {} if seen == "gone" else {"t" if map_index < 0 else f"t_{map_index}": seen}
         return SimpleNamespace(task_states={message.run_ids[0]: found})
 
     monkeypatch.setattr(task_runner, "SUPERVISOR_COMMS", SimpleNamespace(asend=asend), raising=False)

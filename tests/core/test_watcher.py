@@ -54,6 +54,13 @@ class Feed:
                 answer = self._news.pop(0)
         return answer if isinstance(answer, httpx.Response) else httpx.Response(200, content=answer.model_dump_json())
 
+    def await_poll(self, cursor: str) -> None:
+        """Wait until the feed is asked from here on."""
+        deadline = time.monotonic() + WAIT
+        while not any(asked.url.params.get("after") == cursor for asked in self.asked):
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+
     def asked_for(self, path: str) -> list[httpx.Request]:
         return [request for request in self.asked if request.url.path == path]
 
@@ -122,6 +129,8 @@ def test_a_refusal_reaches_every_waiter_and_the_next_wait_begins_anew(
     feed: Feed, watcher: mr.Watcher, build: Any
 ) -> None:
     futures = [watcher.watch("job_0"), watcher.watch("job_1")]
+    feed.tell(wire.Changes(jobs=[], cursor="c1"))
+    feed.await_poll("c1")  # a poll that began when both waited
     feed.tell(build.problem(401, "unauthenticated"))
     for future in futures:
         with pytest.raises(mr.AuthenticationError):
@@ -167,6 +176,39 @@ def test_progress_of_many_is_that_of_those_that_run(feed: Feed, watcher: mr.Watc
     assert {1, 2} >= {times for job_id, times in heard.items() if job_id != "job_7"}  # twice: the feed's first look
     assert len([request for request in feed.asked_for("/api/jobs") if "status" in request.url.params]) >= 2
     assert not any(future.done() for future in futures)
+
+
+def test_progress_is_told_while_new_waits_keep_coming(feed: Feed, watcher: mr.Watcher) -> None:
+    """A busy process hears of its old jobs too."""
+    heard: list[str] = []
+    watcher.watch("job_0", lambda job: heard.append(job.id))
+    deadline = time.monotonic() + WAIT
+    for number in range(1, 300):  # each sooner than a round of progress
+        watcher.watch(f"job_{number}")
+        time.sleep(0.02)
+        if len(heard) >= 4:
+            break
+    assert len(heard) >= 4
+    assert time.monotonic() < deadline
+
+
+def test_an_id_that_can_not_be_sent_is_refused_at_the_door(watcher: mr.Watcher) -> None:
+    """It would end the others' waits."""
+    for job_id in ("", "x" * 70_000, "job_\ud800", "job 1", "a/b"):
+        with pytest.raises(ValueError, match="no job has such an id"):
+            watcher.watch(job_id)
+
+
+def test_an_outage_ends_no_wait_that_began_after_it_was_noticed(feed: Feed, watcher: mr.Watcher, build: Any) -> None:
+    """Each wait has the whole patience."""
+    first = watcher.watch("job_0")
+    feed.await_poll("c0")
+    late = watcher.watch("job_1")
+    feed.tell(build.problem(401, "unauthenticated"))
+    with pytest.raises(mr.AuthenticationError):
+        first.result(WAIT)
+    feed.end("job_1")
+    assert "job_1" == late.result(WAIT).id
 
 
 def test_event_loops_wait_too(feed: Feed, watcher: mr.Watcher) -> None:

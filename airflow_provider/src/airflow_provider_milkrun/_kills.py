@@ -23,9 +23,18 @@ def question(task_instance: Any) -> dict[str, Any]:
     }
 
 
-def state_of(task_instance: Any, states: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """Find the task instance in Airflow's answer, which names a mapped one `task_3`."""
+def state_of(task_instance: Any, states: Mapping[str, Mapping[str, Any]] | None) -> str | None:
+    """
+    Find the task instance in Airflow's answer, which names a mapped one `task_3`.
+
+    A cleared one is there without a state; one that is not there was deleted with its run or DAG. None also where
+    Airflow gave no answer.
+    """
+    if states is None:
+        return None
     found = states.get(task_instance.run_id, {})
-    mapped = f"{task_instance.task_id}_{task_instance.map_index}"
-    state = found.get(mapped if task_instance.map_index >= 0 else task_instance.task_id)
-    return None if state is None else str(state)
+    mapped = task_instance.map_index is not None and task_instance.map_index >= 0
+    name = f"{task_instance.task_id}_{task_instance.map_index}" if mapped else task_instance.task_id
+    if name not in found:
+        return "removed"
+    return None if found[name] is None else str(found[name])

@@ -41,12 +41,28 @@ class Rows:
 
 
 def covered(rows: Any) -> Any:
-    """Hide rows from Airflow; what it has to render (a path, a template, another task's output) stays in sight."""
-    if rows is None or isinstance(rows, str | os.PathLike | ObjectStoragePath | XComArg | Rows):
-        return rows
+    """
+    Hide rows from Airflow; what it has to render (a path, a template, another task's output) stays in sight.
+
+    A text that is a JSON list counts as the list: so a template's outcome is hidden as soon as it is rendered.
+    """
+    if isinstance(rows, str):
+        return Rows(_listed(rows)) if rows.lstrip().startswith("[") else rows
+    if rows is None or isinstance(rows, os.PathLike | ObjectStoragePath | Rows) or hasattr(rows, "iter_references"):
+        return rows  # the last are XComs, DAG parameters, a mapped group's arguments
     if next(XComArg.iter_xcom_references(rows), None) is not None:
         return _literal(rows)
     return rows if type(rows).__name__ in _UNSET else Rows(rows)
+
+
+def _listed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(
+            f"rows is a text that begins like a list and is no JSON ({error}). A template that gives a list needs "
+            "`| tojson`; another task's rows are best passed as its output, without a template"
+        ) from None
 
 
 _UNSET = {"SetDuringExecution", "ArgNotSet"}  # Airflow's words for a value that is not there yet
@@ -70,13 +86,11 @@ def readable(rows: Any) -> Iterator[Any]:
     """
     Yield rows in a form that the client takes.
 
-    A file in object storage is copied to a temporary one first. A template's text that is a JSON list counts as it.
+    A file in object storage is copied to a temporary one first.
     """
     value = rows.value if isinstance(rows, Rows) else rows
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        value = json.loads(value)
     if isinstance(value, ObjectStoragePath) or (isinstance(value, str) and "://" in value):
-        source: Any = ObjectStoragePath(value)
+        source = _storage(value)
         with tempfile.TemporaryDirectory(prefix="milkrun-") as folder:
             copy = Path(folder) / source.name
             with source.open("rb") as remote, copy.open("wb") as file:
@@ -88,14 +102,30 @@ def readable(rows: Any) -> Iterator[Any]:
 
 def check_output(path: Any) -> None:
     """
-    Refuse a path whose suffix names no format, before any row is sent.
+    Refuse a path to which no results can go, before any row is sent.
 
     Raises:
-        ValueError: it ends in none of the known suffixes.
+        ValueError: it ends in none of the known suffixes, or nothing here can write to such a place.
     """
     known = [f".{kind}" for kind in ResultFormat]
-    if PurePosixPath(str(path)).suffix not in known:
+    if PurePosixPath(str(path)).suffix.lower() not in known:
         raise ValueError(f"output_path={str(path)!r}: can't tell a format from this name; known are {', '.join(known)}")
+    if isinstance(path, ObjectStoragePath) or "://" in str(path):
+        _storage(path)
+
+
+def _storage(path: Any) -> Any:
+    """Return a path in object storage whose file system is installed."""
+    try:
+        found: Any = ObjectStoragePath(path)
+        found.fs  # noqa: B018 (finds the file system)
+    except (ImportError, ValueError) as error:
+        raise ValueError(
+            f"nothing here can read or write {str(path)!r} ({error}). Install the provider of such places: "
+            "apache-airflow-providers-amazon[s3fs] for s3, apache-airflow-providers-google for gs, "
+            "apache-airflow-providers-microsoft-azure for abfs"
+        ) from None
+    return found
 
 
 def save(results: Any, path: Any) -> None:
@@ -105,7 +135,7 @@ def save(results: Any, path: Any) -> None:
         file_path.parent.mkdir(parents=True, exist_ok=True)
         results.save(file_path)
         return
-    target: Any = ObjectStoragePath(path)
+    target = _storage(path)
     with tempfile.TemporaryDirectory(prefix="milkrun-") as folder:
         draft = results.save(Path(folder) / target.name)
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -21,6 +21,7 @@ TABLE: Mapping[type[mr.MilkrunError], Failure] = {
     mr.ResponseError: AirflowFailException,
     mr.RateLimited: AirflowException,
     mr.EngineUnavailable: AirflowException,
+    mr.UnexpectedResponse: AirflowException,  # a proxy's page: the engine is being replaced, most likely
     mr.WaitTimeout: AirflowException,
     mr.JobError: AirflowException,  # a failed or expired job is not reused: a retry runs its rows again
     mr.JobCancelled: AirflowFailException,  # somebody meant it
@@ -28,18 +29,30 @@ TABLE: Mapping[type[mr.MilkrunError], Failure] = {
 }
 
 
-def failure(error: mr.MilkrunError) -> AirflowException:
+#: what says nothing about the job: the engine, or the way to it, is away for now
+AWAY = (mr.RequestError, mr.RateLimited, mr.EngineUnavailable, mr.UnexpectedResponse)
+_OF_CONNECTION = (
+    mr.RequestError,
+    mr.AuthenticationError,
+    mr.PermissionDenied,
+    mr.UnexpectedResponse,
+    mr.LocalEngineError,
+)
+
+
+def failure(error: mr.MilkrunError, conn_id: str | None = None) -> AirflowException:
     """Return what a task raises for an error of core's; the nearest class in the table decides."""
     kind = next(TABLE[base] for base in type(error).__mro__ if base in TABLE)
-    return kind(f"{type(error).__name__}: {error}")
+    where = f" (host and password come from the connection {conn_id!r})" if conn_id else ""
+    return kind(f"{type(error).__name__}: {error}{where if isinstance(error, _OF_CONNECTION) else ''}")
 
 
 @contextmanager
-def translated() -> Iterator[None]:
-    """Raise core's errors as Airflow's; a wrong argument ends the task too."""
+def translated(conn_id: str | None = None) -> Iterator[None]:
+    """Raise core's errors as Airflow's, naming the connection that may be to blame; a wrong argument ends the task."""
     try:
         yield
     except mr.MilkrunError as error:
-        raise failure(error) from error
+        raise failure(error, conn_id) from error
     except (TypeError, ValueError) as error:
         raise AirflowFailException(f"{type(error).__name__}: {error}") from error

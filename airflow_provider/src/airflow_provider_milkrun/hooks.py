@@ -4,7 +4,8 @@ From an Airflow connection to clients of its engine.
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -14,6 +15,7 @@ from airflow.sdk import BaseHook, Connection
 from airflow.sdk.configuration import conf
 
 import milkrun as mr
+from airflow_provider_milkrun.failures import translated
 from milkrun.hashing import key_of
 
 _CACHED_SECONDS = 60.0  # a changed key is seen within a minute; a thousand triggers look it up once
@@ -33,12 +35,16 @@ class Engine:
     @classmethod
     def of(cls, connection: Connection, extra: Mapping[str, Any]) -> Self:
         """Read a connection: its host is a URL, or a host with port and, in `schema`, http or https."""
-        url = connection.host or None
+        url = (connection.host or "").strip() or None
         if url and "://" not in url:
             url = f"{connection.schema or 'http'}://{url}"
         if url and connection.port:
             url = str(httpx.URL(url).copy_with(port=connection.port))
         priority = extra.get("job_priority")
+        if priority not in (None, "") and not str(priority).strip().isdigit():
+            raise ValueError(
+                f"the connection {connection.conn_id!r} has job_priority {priority!r}: 0 to 10 is asked for"
+            )
         return cls(
             url=url.rstrip("/") if url else None,
             api_key=connection.password or None,
@@ -68,6 +74,15 @@ class Engine:
     def page(self, job: mr.Job) -> str:
         """Return the address of the job's page, as a browser reaches it."""
         return self.public_url + httpx.URL(job.url).raw_path.decode() if self.public_url else job.url
+
+
+@contextmanager
+def connected(conn_id: str) -> Iterator[tuple[Engine, mr.Milkrun]]:
+    """Look a connection up and yield its engine with a client; core's errors are raised as Airflow's. Blocking."""
+    with translated(conn_id):
+        engine = MilkrunHook(conn_id).engine()
+        with engine.client() as client:
+            yield engine, client
 
 
 def map_index_of(task_instance: Any) -> int:

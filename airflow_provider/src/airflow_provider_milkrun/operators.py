@@ -12,19 +12,25 @@ from datetime import timedelta
 from typing import Any, ClassVar
 
 from airflow.sdk import Asset, BaseOperator, Context
-from airflow.sdk.exceptions import AirflowException, TaskDeferralError, TaskDeferralTimeout
+from airflow.sdk.exceptions import (
+    AirflowException,
+    AirflowFailException,
+    AirflowTaskTimeout,
+    TaskDeferralError,
+    TaskDeferralTimeout,
+)
 
 import milkrun as mr
 from airflow_provider_milkrun import _kills, _rows
 from airflow_provider_milkrun.events import JobEvent, Reason
-from airflow_provider_milkrun.failures import failure, translated
-from airflow_provider_milkrun.hooks import Engine, MilkrunHook, map_index_of
+from airflow_provider_milkrun.failures import AWAY, failure
+from airflow_provider_milkrun.hooks import Engine, MilkrunHook, connected, map_index_of
 from airflow_provider_milkrun.links import JOB_URL, MilkrunJobLink
 from airflow_provider_milkrun.triggers import GRACE_SECONDS, HEALS, MilkrunJobTrigger, ProgressLog, settled
 from milkrun import outcome
 
 _STORE_KEY = "milkrun"  # in the task's state store (Airflow 3.3): this attempt's job, claim, deadline and heals
-_KILL_SECONDS = 10.0
+_KILL_SECONDS = 4.0  # Airflow kills the process for good five seconds after it asked
 
 
 class MilkrunSubmitOperator(BaseOperator):
@@ -98,8 +104,7 @@ class MilkrunSubmitOperator(BaseOperator):
 
     def execute(self, context: Context) -> Any:
         """Submit, and return the job's id."""
-        engine = MilkrunHook(self.milkrun_conn_id).engine()
-        with translated(), engine.client() as client:
+        with connected(self.milkrun_conn_id) as (engine, client):
             return self._submit(context, engine, client).job.id
 
     def _submit(self, context: Context, engine: Engine, client: mr.Milkrun) -> mr.Submitted:
@@ -152,8 +157,10 @@ class MilkrunInferOperator(MilkrunSubmitOperator):
         timeout: how long the task waits for its job, from this attempt's submit.
         cancel_on_timeout: whether the job is cancelled then, and at Airflow's own `execution_timeout`.
         cancel_on_kill: whether the job is cancelled when a user marks the task failed or succeeded.
-        wait_up_to: seconds to wait in the worker before it defers: a short job is spared two worker starts and the
+        wait_up_to: how long to wait in the worker before it defers: a short job is spared two worker starts and the
             ten seconds for which a deferral lasts at least.
+
+    Both times are seconds or a timedelta.
     """
 
     template_fields: Collection[str] = (*MilkrunSubmitOperator.template_fields, "output_path")
@@ -167,10 +174,13 @@ class MilkrunInferOperator(MilkrunSubmitOperator):
         timeout: timedelta | float | None = None,
         cancel_on_timeout: bool = True,
         cancel_on_kill: bool = True,
-        wait_up_to: float = 0.0,
+        wait_up_to: timedelta | float = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        _seconds("timeout", timeout), _seconds("wait_up_to", wait_up_to)  # here, not once the job runs
+        if not isinstance(max_failed_rows, int | None):
+            raise TypeError(f"max_failed_rows is a number of rows, not {max_failed_rows!r}")
         self.output_path = output_path
         self.max_failed_rows = max_failed_rows
         self.deferrable = deferrable
@@ -178,35 +188,46 @@ class MilkrunInferOperator(MilkrunSubmitOperator):
         self.cancel_on_timeout = cancel_on_timeout
         self.cancel_on_kill = cancel_on_kill
         self.wait_up_to = wait_up_to
-        self._running: tuple[Any, Engine, mr.Submitted | None] | None = None  # what `on_kill` may have to stop
+        self._running: tuple[Any, Engine, mr.Submitted | None] | None = None  # what may have to be stopped
+        self._is_ended = False  # by a user, while the rows were on their way
 
     def execute(self, context: Context) -> Any:
         """Submit, then defer (or wait) until the job has ended; return the manifest."""
-        engine = MilkrunHook(self.milkrun_conn_id).engine()
-        self._running = context["ti"], engine, None
-        with translated(), engine.client() as client:
-            if self.output_path is not None:
-                _rows.check_output(self.output_path)
-            submitted = self._submit(context, engine, client)
-            self._running = context["ti"], engine, submitted
-            record = {"job_id": submitted.job.id, "claim": submitted.claim, "deadline": self._deadline(), "heals": 0}
-            _remember(context, record)
-            job = self._first_look(client, submitted.job.id)
-            if job.is_terminal:
-                return self._finish(context, engine, client, job)
-            if not self.deferrable:
-                return self._wait(context, engine, client, record)
+        try:
+            with connected(self.milkrun_conn_id) as (engine, client):
+                self._running = context["ti"], engine, None
+                if self.output_path is not None:
+                    _rows.check_output(self.output_path)
+                submitted = self._submit(context, engine, client)
+                self._running = context["ti"], engine, submitted
+                record = self._first_record(submitted)
+                if self._is_ended:
+                    self._cancel(client, record)
+                    raise AirflowFailException("a user ended the task while its rows were on their way to the engine")
+                _remember(context, record)
+                job = self._first_look(client, record)
+                if job.is_terminal:
+                    return self._finish(context, engine, client, job)
+                if not self.deferrable:
+                    return self._wait(context, engine, client, record)
+        except AirflowTaskTimeout:
+            if self.cancel_on_timeout:
+                self._stop_running()
+            raise
         return self._defer(record)
 
-    def _deadline(self) -> float | None:
-        seconds = self.timeout.total_seconds() if isinstance(self.timeout, timedelta) else self.timeout
-        return None if seconds is None else time.time() + seconds
+    def _first_record(self, submitted: mr.Submitted) -> dict[str, Any]:
+        seconds = _seconds("timeout", self.timeout)
+        deadline = None if seconds is None else time.time() + seconds
+        return {"job_id": submitted.job.id, "claim": submitted.claim, "deadline": deadline, "heals": 0}
 
-    def _first_look(self, client: mr.Milkrun, job_id: str) -> mr.Job:
-        if self.wait_up_to <= 0:
-            return client.job(job_id)
+    def _first_look(self, client: mr.Milkrun, record: dict[str, Any]) -> mr.Job:
+        patience = [_seconds("wait_up_to", self.wait_up_to), _seconds("timeout", self.timeout)]
+        seconds = min(each for each in patience if each is not None)
+        if seconds <= 0:
+            return client.job(record["job_id"])
         try:
-            return client.wait(job_id, timeout=self.wait_up_to)
+            return client.wait(record["job_id"], timeout=seconds)
         except mr.WaitTimeout as error:
             return error.job
 
@@ -242,22 +263,10 @@ class MilkrunInferOperator(MilkrunSubmitOperator):
         try:
             word = JobEvent.read(event)
         except ValueError as error:
-            return self._look_again(context, str(error))
+            return self._take_up(context, str(error))
         if word.reason is Reason.unsure:
-            return self._look_again(context, word.message or "the trigger could not go on")
-        engine = MilkrunHook(self.milkrun_conn_id).engine()
-        with translated(), engine.client() as client:
-            record = self._recall(context, engine, client)
-            # After a clear Airflow may hand the old attempt's event to the new one: where its database gives the
-            # number of a deleted trigger away again (SQLite), the two are the same to it.
-            stray = word.job_id != record["job_id"]
-            job = client.job(record["job_id"])
-            if job.is_terminal:
-                return self._finish(context, engine, client, job)
-            if word.reason is Reason.timeout and not stray:
-                return self._timed_out(client, record, _waited_enough(job))
-        whose = f"of {word.job_id}, an older attempt's job," if stray else "of the job's end"
-        return self._look_again(context, f"an event {whose} came while the task's own job is {job.status}")
+            return self._take_up(context, word.message or "the trigger could not go on")
+        return self._take_up(context, f"the trigger said {word.reason} of job {word.job_id}", word)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Let no job leak at Airflow's own time limit, and no task fail because its trigger did."""
@@ -265,36 +274,45 @@ class MilkrunInferOperator(MilkrunSubmitOperator):
             return super().resume_execution(next_method, next_kwargs, context)
         except TaskDeferralTimeout:
             if self.cancel_on_timeout:
-                engine = MilkrunHook(self.milkrun_conn_id).engine()
-                with translated(), engine.client() as client:
+                with connected(self.milkrun_conn_id) as (engine, client):
                     self._cancel(client, self._recall(context, engine, client))
             raise
         except TaskDeferralError as error:
-            return self._look_again(context, f"the trigger failed: {error}")
+            return self._take_up(context, f"the trigger failed: {error}")
 
-    def _look_again(self, context: Context, why: str) -> Any:
-        """Ask the engine for what the trigger could not tell; wait on if the job is alive."""
-        engine = MilkrunHook(self.milkrun_conn_id).engine()
-        with translated(), engine.client() as client:
-            record = self._recall(context, engine, client)
-            job = client.job(record["job_id"])
+    def _take_up(self, context: Context, why: str, word: JobEvent | None = None) -> Any:
+        """Ask the engine how the job stands: collect its results, or wait on if it is alive."""
+        with connected(self.milkrun_conn_id) as (engine, client):
+            try:
+                record = self._recall(context, engine, client)
+                job = client.job(record["job_id"])
+            except AWAY as error:
+                stored = _stored(context)
+                if stored is None:
+                    raise
+                return self._wait_again(context, stored, f"{why}; the engine is away: {error}")
             if job.is_terminal:
                 return self._finish(context, engine, client, job)
+            # After a clear Airflow may hand the old attempt's event to the new one: where its database gives the
+            # number of a deleted trigger away again (SQLite), the two are the same to it.
+            is_mine = word is not None and word.job_id == record["job_id"]
+            if is_mine and word is not None and word.reason is Reason.timeout:
+                return self._timed_out(client, record, _waited_enough(job))
+        return self._wait_again(context, record, f"{why}; job {job.id} is {job.status}")
+
+    def _wait_again(self, context: Context, record: dict[str, Any], why: str) -> Any:
+        """Defer once more, some times; then leave it to the task's own retries."""
         if record["heals"] >= HEALS:
-            raise AirflowException(
-                f"{why}. Job {job.id} goes on, and the task's next attempt finds it. {engine.page(job)}"
-            )
-        self.log.warning("%s; job %s is %s, waiting again", why, job.id, job.status)
+            raise AirflowException(f"{why}. Job {record['job_id']} goes on, and the task's next attempt finds it")
+        self.log.warning("%s; waiting again", why)
         record = {**record, "heals": record["heals"] + 1}
         _remember(context, record)
         return self._defer(record)
 
     def _recall(self, context: Context, engine: Engine, client: mr.Milkrun) -> dict[str, Any]:
         """Return this attempt's job from Airflow's store; where there is none, from the engine, by the task's key."""
-        store: Any = context.get("task_state_store")
-        found = store.get(_STORE_KEY) if store is not None else None
-        if isinstance(found, dict) and "job_id" in found:
-            return {"claim": None, "deadline": None, "heals": 0, **found}
+        if (stored := _stored(context)) is not None:
+            return stored
         attached = client.attach(engine.key_of(context["ti"]))
         # Without a store nobody counts the heals: the task's own retries do it.
         return {"job_id": attached.job.id, "claim": attached.claim, "deadline": None, "heals": HEALS}
@@ -333,21 +351,48 @@ class MilkrunInferOperator(MilkrunSubmitOperator):
         """Stop the job if a user ended the task while its worker was still there."""
         if self._running is None or not self.cancel_on_kill:
             return
-        ti, engine, submitted = self._running
+        ti = self._running[0]
 
         def stop() -> None:
             state = _kills.state_of(ti, ti.get_task_states(**_kills.question(ti)))
             if state not in _kills.ENDED:
                 self.log.info("the job, if there is one, goes on: the task is %s", state)
                 return
-            with engine.client() as client:
-                mine = submitted or client.attach(engine.key_of(ti))
-                self._cancel(client, {"job_id": mine.job.id, "claim": mine.claim})
+            self._is_ended = True  # first: a submit that is under way looks at it when it is through
+            self._stop_running()
 
         # Airflow calls this in a signal handler; what the main thread was doing just then must not block it for ever.
         thread = threading.Thread(target=stop, name="milkrun on_kill", daemon=True)
         thread.start()
         thread.join(_KILL_SECONDS)
+
+    def _stop_running(self) -> None:
+        """Stop the job of this attempt, if the engine has it."""
+        if self._running is None:
+            return
+        ti, engine, submitted = self._running
+        with engine.client() as client:
+            try:
+                mine = submitted or client.attach(engine.key_of(ti))
+            except mr.NotFound:
+                return
+            self._cancel(client, {"job_id": mine.job.id, "claim": mine.claim})
+
+
+def _seconds(name: str, value: timedelta | float | None) -> float | None:
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if value is not None and not isinstance(value, int | float):
+        raise TypeError(f"{name} is a number of seconds or a timedelta, not {value!r}")
+    return value
+
+
+def _stored(context: Context) -> dict[str, Any] | None:
+    store: Any = context.get("task_state_store")
+    found = store.get(_STORE_KEY) if store is not None else None
+    if not isinstance(found, dict) or "job_id" not in found:
+        return None
+    return {"claim": None, "deadline": None, "heals": 0, **found}
 
 
 def _remember(context: Context, record: Mapping[str, Any]) -> None:

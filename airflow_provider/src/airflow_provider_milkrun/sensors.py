@@ -8,12 +8,18 @@ from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import BaseSensorOperator, Context
-from airflow.sdk.exceptions import AirflowException, AirflowSensorTimeout, AirflowSkipException
+from airflow.sdk.exceptions import (
+    AirflowException,
+    AirflowFailException,
+    AirflowSensorTimeout,
+    AirflowSkipException,
+    TaskDeferralError,
+    TaskDeferralTimeout,
+)
 
 import milkrun as mr
 from airflow_provider_milkrun.events import JobEvent, Reason
-from airflow_provider_milkrun.failures import translated
-from airflow_provider_milkrun.hooks import Engine, MilkrunHook
+from airflow_provider_milkrun.hooks import Engine, MilkrunHook, connected
 from airflow_provider_milkrun.links import JOB_URL, MilkrunJobLink
 from airflow_provider_milkrun.triggers import GRACE_SECONDS, HEALS, MilkrunJobTrigger, settled
 from milkrun import outcome
@@ -52,18 +58,18 @@ class MilkrunJobSensor(BaseSensorOperator):
 
     def execute(self, context: Context) -> Any:
         """Look once; then defer, or look again and again."""
-        engine, job = self._look(self.job_id)
+        engine, job = self._look()
         context["ti"].xcom_push(key=JOB_URL, value=engine.page(job))
         if not job.is_terminal:
             if self.deferrable:
                 self._defer(time.time() + self.timeout)
             super().execute(context)
-            engine, job = self._look(self.job_id)
+            engine, job = self._look()
         return self._facts(engine, job)
 
     def poke(self, context: Context) -> bool:  # noqa: ARG002 (Airflow's signature)
         """Whether the job has ended."""
-        return self._look(self.job_id)[1].is_terminal
+        return self._look()[1].is_terminal
 
     def execute_complete(
         self,
@@ -73,13 +79,27 @@ class MilkrunJobSensor(BaseSensorOperator):
         heals: int = 0,
     ) -> Any:
         """Take up the task after the wait; `dag.test()` hands over the event alone."""
-        engine, job = self._look(self.job_id)
-        if job.is_terminal:
-            return self._facts(engine, job)
         try:
             word = JobEvent.read(event)
         except ValueError as error:
-            word = JobEvent(job_id=job.id, reason=Reason.unsure, message=str(error))
+            word = JobEvent(job_id=str(self.job_id), reason=Reason.unsure, message=str(error))
+        return self._take_up(word, deadline, heals)
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Let no task fail because its trigger did."""
+        try:
+            return super().resume_execution(next_method, next_kwargs, context)
+        except TaskDeferralTimeout:
+            raise
+        except TaskDeferralError as error:
+            # Airflow hands over none of the sensor's own arguments here: its time limit begins anew.
+            word = JobEvent(job_id=str(self.job_id), reason=Reason.unsure, message=f"the trigger failed: {error}")
+            return self._take_up(word, None, HEALS - 1)
+
+    def _take_up(self, word: JobEvent, deadline: float | None, heals: int) -> Any:
+        engine, job = self._look()
+        if job.is_terminal:
+            return self._facts(engine, job)
         if word.reason is Reason.timeout:
             message = f"job {job.id} is still {job.status} after {self.timeout:g} seconds. {engine.page(job)}"
             raise AirflowSkipException(message) if self.soft_fail else AirflowSensorTimeout(message)
@@ -89,6 +109,9 @@ class MilkrunJobSensor(BaseSensorOperator):
         return self._defer(time.time() + self.timeout if deadline is None else deadline, heals + 1)
 
     def _defer(self, deadline: float, heals: int = 0) -> Any:
+        limits = [max(0.0, deadline - time.time()) + GRACE_SECONDS]
+        if self.execution_timeout is not None:
+            limits.append(self.execution_timeout.total_seconds())
         self.defer(
             trigger=MilkrunJobTrigger(
                 job_id=self.job_id,
@@ -99,15 +122,18 @@ class MilkrunJobSensor(BaseSensorOperator):
             ),
             method_name="execute_complete",
             kwargs={"deadline": deadline, "heals": heals},
-            timeout=timedelta(seconds=max(0.0, deadline - time.time()) + GRACE_SECONDS),
+            timeout=timedelta(seconds=min(limits)),
         )
 
-    def _look(self, job_id: str) -> tuple[Engine, mr.Job]:
-        engine = MilkrunHook(self.milkrun_conn_id).engine()
-        with translated(), engine.client() as client:
-            return engine, client.job(job_id)
+    def _look(self) -> tuple[Engine, mr.Job]:
+        with connected(self.milkrun_conn_id) as (engine, client):
+            return engine, client.job(self.job_id)
 
     def _facts(self, engine: Engine, job: mr.Job) -> dict[str, Any]:
-        with translated():
+        try:
             outcome.check(job, self.max_failed_rows)
+        except mr.JobError as error:
+            # Never left to the task's retries: a sensor submits nothing, and they would read the same ended job.
+            message = f"{type(error).__name__}: {error}"
+            raise (AirflowSkipException if self.soft_fail else AirflowFailException)(message) from error
         return {**outcome.summary(job), "url": engine.page(job), "row_errors": dict(job.row_errors)}

@@ -121,12 +121,14 @@ class MilkrunJobTrigger(BaseTrigger):
         await asyncio.shield(work)
 
     async def _stop_job(self) -> None:
+        # Before anything else: most tasks that are told this were moved or cleared, and a client costs milliseconds
+        # of the loop in which all triggers run.
+        if not await self._is_over():
+            return
         hook, job_id, claim = MilkrunHook(self.conn_id), self.job_id, self.claim
         key = (await hook.aengine()).key_of(self.task_instance)
         async with await hook.get_async_client() as client:
             for _ in range(_STOPS):
-                if not await self._is_over():
-                    return
                 try:
                     job = await client.cancel(job_id, claim)
                 except mr.Conflict as error:
@@ -136,9 +138,12 @@ class MilkrunJobTrigger(BaseTrigger):
                     return
                 # That attempt may be over as well: where Airflow's database gives the number of a deleted trigger
                 # away again (SQLite), the triggerer keeps this one for it, and nobody else will hear of its end.
-                if await self._is_over():
-                    newest = await client.attach(key)
-                    job_id, claim = newest.job.id, newest.claim
+                if not await self._is_over():
+                    return
+                newest = await client.attach(key)
+                job_id, claim = newest.job.id, newest.claim
+                if not await self._is_over():
+                    return
 
     async def _is_over(self) -> bool:
         """Whether a user has ended the task for good."""
@@ -147,7 +152,7 @@ class MilkrunJobTrigger(BaseTrigger):
 
         request = GetTaskStates(**_kills.question(self.task_instance))
         answer = await task_runner.SUPERVISOR_COMMS.asend(request)
-        state = _kills.state_of(self.task_instance, getattr(answer, "task_states", {}))
+        state = _kills.state_of(self.task_instance, getattr(answer, "task_states", None))
         if state not in _kills.ENDED:
             self.log.info("job %s goes on: its task is %s, not ended by a user", self.job_id, state)
         return state in _kills.ENDED

@@ -9,10 +9,12 @@ Futures carry the answer to threads and event loops.
 
 import logging
 import os
+import re
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import ClassVar, Self
 
@@ -32,6 +34,7 @@ _GATHER_SECONDS = 0.02  # waits that begin together are read together
 class _Wait:
     future: Future[wire.Job]
     on_progress: Progress | None
+    since: float = field(default_factory=time.monotonic)
 
 
 class Watcher:
@@ -86,7 +89,12 @@ class Watcher:
 
         Args:
             on_progress: called in the watcher's thread with the job, now and then while it runs.
+
+        Raises:
+            ValueError: this is no job's id.
         """
+        if not re.fullmatch(r"[\w-]{1,200}", job_id, re.ASCII):  # one that can't be sent would end the others' waits
+            raise ValueError(f"no job has such an id: {job_id!r:.100}")
         wait = _Wait(Future(), on_progress)
         with self._lock:
             if self._closed:
@@ -115,6 +123,7 @@ class Watcher:
         """Hear of ends until nobody waits any more."""
         cursor: str | None = None
         while self._goes_on("_is_following"):
+            began = time.monotonic()
             try:
                 if cursor is None:
                     cursor = self._ask(None).cursor
@@ -126,30 +135,35 @@ class Watcher:
                     self._fail(news.deleted, deleted)
             except ResponseError as error:
                 if error.code != "cursor_lost":
-                    self._give_up(error)
+                    self._give_up(error, began)
                 cursor = None
             except Exception as error:
-                self._give_up(error)
+                self._give_up(error, began)
                 cursor = None
 
     def _read(self) -> None:
         """Read each new job once, and from time to time those whose progress somebody wants to hear."""
+        due = time.monotonic() + self._progress_seconds
         while self._goes_on("_is_reading"):
+            ids = self._gather(max(0.0, due - time.monotonic()))
+            began = time.monotonic()
             try:
-                if ids := self._gather():
+                if ids:
                     found = self._jobs(ids)
                     self._fail(sorted(set(ids) - {job.id for job in found}), deleted)
                     self._settle(found)
-                else:
+                if time.monotonic() >= due:  # also while new waits keep coming
                     self._settle(self._moved())
+                    due = time.monotonic() + self._progress_seconds
             except Exception as error:
-                self._give_up(error)
+                self._give_up(error, began)
+                due = time.monotonic() + self._progress_seconds
 
-    def _gather(self) -> list[str]:
-        """Wait for new jobs, for a while."""
+    def _gather(self, seconds: float) -> list[str]:
+        """Wait for new jobs, so long at most."""
         ids: set[str] = set()
         try:
-            ids.add(self._new.get(timeout=self._progress_seconds))
+            ids.add(self._new.get(timeout=seconds))
             while True:
                 ids.add(self._new.get(timeout=_GATHER_SECONDS))
         except Empty:
@@ -209,8 +223,19 @@ class Watcher:
                 if wait.future.set_running_or_notify_cancel():
                     wait.future.set_exception(make([job_id]))
 
-    def _give_up(self, error: Exception) -> None:
-        self._fail(self._pending(), lambda _: error)
+    def _give_up(self, error: Exception, began: float) -> None:
+        """End the waits that were there when what failed began; a later one has its own patience."""
+        with self._lock:
+            given_up = [wait for waits in self._waits.values() for wait in waits if wait.since <= began]
+            gone = set(map(id, given_up))
+            self._waits = {
+                job_id: left
+                for job_id, waits in self._waits.items()
+                if (left := [wait for wait in waits if id(wait) not in gone])
+            }
+        for wait in given_up:
+            if wait.future.set_running_or_notify_cancel():
+                wait.future.set_exception(error)
 
 
 def _tell(wait: _Wait, job: wire.Job) -> None:

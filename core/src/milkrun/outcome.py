@@ -73,7 +73,7 @@ def summary(job: Job) -> dict[str, str | int | float | None]:
         "prompt_tokens": job.usage.prompt_tokens,
         "cached_tokens": job.usage.cached_tokens,
         "completion_tokens": job.usage.completion_tokens,
-        "seconds": job.seconds,
+        "seconds": None if job.seconds is None else round(job.seconds, 3),
         "failure": f"{job.failure.code}: {job.failure.message}" if job.failure else None,
         "url": job.url,
     }
