@@ -1,12 +1,14 @@
 """Two runs of one asset: the first submits, the second one materializes; nothing waits in between."""
 
+import time
 from typing import Any
 
 import dagster as dg
 import pytest
 
 import milkrun as mr
-from dagster_milkrun import milkrun_asset
+from dagster_milkrun import milkrun_asset, sensors
+from milkrun import outcome
 
 RUN_URL = "http://dagster.test/runs/"
 
@@ -69,6 +71,33 @@ def test_a_run_is_held_while_the_job_runs_and_let_go_at_its_end(tell: Any, clien
     assert story.tick() == []
     client.cancel(job_id)
     assert story.tick() == []
+    assert story.instance.get_run_by_id(held.run_id).tags["milkrun/state"] == "ready"
+
+
+def test_a_held_run_says_how_far_its_job_is(tell: Any, client: mr.Milkrun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once a minute, by the one request that a tick makes, and at the job's end."""
+
+    @milkrun_asset
+    def halting() -> list[str]:
+        return ["word", "slow:60 word"]
+
+    story = tell([halting])
+    job_id = story.submitted(story.run("halting"), "halting")
+    (request,) = story.tick()
+    held = story.instance.create_run_for_job(
+        story.defs.resolve_implicit_global_asset_job_def(), tags=request.tags, status=dg.DagsterRunStatus.NOT_STARTED
+    )
+    progress = lambda: story.instance.get_run_by_id(held.run_id).tags.get("milkrun/progress")  # noqa: E731
+    while client.job(job_id).rows_done == 0:
+        time.sleep(0.1)
+    story.tick()
+    assert progress() is None
+    monkeypatch.setattr(sensors, "SHOW_SECONDS", 0.0)
+    while progress() != "1 of 2 rows done":
+        story.tick()
+    client.cancel(job_id)
+    story.tick()
+    assert progress() == outcome.progress(client.job(job_id))
     assert story.instance.get_run_by_id(held.run_id).tags["milkrun/state"] == "ready"
 
 

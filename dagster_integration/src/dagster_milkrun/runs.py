@@ -7,6 +7,7 @@ second one carries the job's id, is held in the queue while the job runs, and ma
     milkrun/state              submitted | blocking | waiting | ready | passed | done | cancelled
     milkrun/submitted/<op>     on the first run: job and claim of each asset
     milkrun/job_id, asset, claim    on the second run: what it was started for
+    milkrun/progress           on the second run, while it is held: how far the job is
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ JOB = "milkrun/job_id"
 ASSET = "milkrun/asset"
 CLAIM = "milkrun/claim"
 MODE = "milkrun/mode"
+PROGRESS = "milkrun/progress"
 REPLACED = "milkrun/replaced"
 _SUBMITTED = "milkrun/submitted/"
 _ASK_AT_ONCE = 500  # values in one SQL statement
@@ -92,6 +94,14 @@ def had_its_run(carrying_runs: Iterable[dg.DagsterRun]) -> bool:
 def mark(instance: dg.DagsterInstance, run_id: str, state: State) -> None:
     """Write a run's state; tags are plain texts, Dagster stores no enums of ours."""
     instance.add_run_tags(run_id, {STATE: state.value})
+
+
+def show_progress(instance: dg.DagsterInstance, carrying_runs: Iterable[dg.DagsterRun], progress: str) -> None:
+    """Write on a job's held runs how far it is; a run that has started says that itself."""
+    for run in carrying_runs:
+        is_held = run.status in _UNSTARTED and run.tags.get(STATE) == State.waiting
+        if is_held and run.tags.get(PROGRESS) != progress:
+            instance.add_run_tags(run.run_id, {PROGRESS: progress})
 
 
 def note_submitted(

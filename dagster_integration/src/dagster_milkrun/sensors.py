@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
@@ -19,11 +19,13 @@ import milkrun as mr
 from dagster_milkrun import _host, runs
 from dagster_milkrun.resources import MilkrunResource, opened
 from dagster_milkrun.runs import State
+from milkrun import outcome
 
 INTERVAL_SECONDS = 2  # the sensor daemon looks every five seconds; at five, every second look would come too early
 TICK_SECONDS = 30.0  # Dagster gives a tick 60
 LAUNCHES_A_TICK = 200
 READ_AGAIN_SECONDS = 600.0  # all unfinished jobs by id: heals what no event will tell any more
+SHOW_SECONDS = 60.0  # between two looks at how far the jobs of held runs are
 REMEMBERED = timedelta(days=7)  # how long a submitted job may go without a second run
 _CANCELS_A_TICK = 200
 
@@ -34,13 +36,14 @@ class _Cursor:
 
     feed: str | None = None
     read_at: float = 0.0  #: when jobs were last read by id
+    shown_at: float = 0.0  #: when held runs were last told how far their jobs are
 
     @classmethod
     def read(cls, text: str | None) -> "_Cursor":
         return cls(**json.loads(text)) if text else cls()
 
     def write(self) -> str:
-        return json.dumps({"feed": self.feed, "read_at": self.read_at})
+        return json.dumps(asdict(self))
 
 
 @dataclass(slots=True)
@@ -63,19 +66,24 @@ class _Tick:
             "milkrun/mode": "deferred",
         }
         client = self.resource.client
+        # The same request either way: progress brings the changes of status too.
+        shows = time.time() - self.cursor.shown_at > SHOW_SECONDS
+        on = mr.FeedEvents.progress if shows else mr.FeedEvents.status
         more = True
         while more and time.monotonic() < deadline and len(self.requests) < LAUNCHES_A_TICK:
             after = self.cursor.feed
             try:
-                news = client.changes(after=after, on=mr.FeedEvents.status, labels=labels, limit=LAUNCHES_A_TICK)
+                news = client.changes(after=after, on=on, labels=labels, limit=LAUNCHES_A_TICK)
             except mr.ResponseError as error:
                 if error.code != "cursor_lost" or after is None:
                     raise
                 self.cursor = _Cursor()
                 continue
-            self.follow(news.jobs)
+            self.follow(news.jobs, shows=shows)
             self.release_deleted(news.deleted)
             self.cursor.feed, more = news.cursor, news.more
+            if shows:
+                self.cursor.shown_at = time.time()
             if time.time() - self.cursor.read_at > READ_AGAIN_SECONDS:
                 self.read_again(location)
 
@@ -95,8 +103,8 @@ class _Tick:
         self.release_deleted(ids - {job.id for job in found})
         self.cursor.read_at = time.time()
 
-    def follow(self, jobs: Iterable[mr.Job]) -> None:
-        """Give each job the run that it needs, or let its run go."""
+    def follow(self, jobs: Iterable[mr.Job], *, shows: bool = False) -> None:
+        """Give each job the run that it needs, or let its run go; `shows`: say on held runs how far the jobs are."""
         by_id = {job.id: job for job in jobs}
         instance = self.context.instance
         carrying = runs.carrying(instance, by_id)
@@ -107,7 +115,9 @@ class _Tick:
         firsts = {run.run_id: run for run in found}
         for job_id, state in new.items():
             self.launch(by_id[job_id], firsts.get(by_id[job_id].labels["milkrun/run_id"]), state)
-        for step in steps.values():
+        for job_id, step in steps.items():
+            if shows or step.release:
+                runs.show_progress(instance, carrying[job_id], outcome.progress(by_id[job_id]))
             self.release(step.release)
 
     def launch(self, job: mr.Job, first: dg.DagsterRun | None, state: State) -> None:
