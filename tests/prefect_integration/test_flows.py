@@ -1,6 +1,7 @@
 import asyncio
 import pickle
 import time
+from threading import Timer
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -10,7 +11,9 @@ import pytest
 from prefect import flow, task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+from prefect.exceptions import Abort
 from prefect.runtime import flow_run
+from prefect.states import Cancelling
 from prefect.task_runners import ThreadPoolTaskRunner
 
 import milkrun as mr
@@ -264,6 +267,40 @@ def test_the_hook_stops_the_jobs_of_its_run(credentials: MilkrunCredentials, cli
         fails()
     (job,) = [job for job in client.jobs() if job.name == "left behind"]
     assert mr.JobStatus.cancelled == job.status
+
+
+def test_the_hook_is_called_as_runners_call_it(credentials: MilkrunCredentials, client: mr.Milkrun) -> None:
+    @flow
+    def leaves() -> str:
+        submit_job(["slow:60 x"], credentials=credentials)
+        return flow_run.id
+
+    run_id = leaves()
+    with get_client(sync_client=True) as server:
+        run = server.read_flow_run(UUID(run_id))
+    cancels_jobs(credentials)(flow=leaves, flow_run=run, state=run.state)  # by name
+    assert [mr.JobStatus.cancelled] == [job.status for job in jobs_of(client, run_id)]
+
+
+def test_a_run_whose_job_is_cancelled_with_it_ends_as_cancelled(
+    credentials: MilkrunCredentials, client: mr.Milkrun
+) -> None:
+    """Its worker may not have heard of the click when the resumer has stopped the job."""
+    seen: list[UUID] = []
+
+    @flow
+    def clicked() -> None:
+        seen.append(UUID(flow_run.id))
+        submitted = submit_job(["slow:60 x"], credentials=credentials, call_key="it")
+        with get_client(sync_client=True) as server:
+            server.set_flow_run_state(seen[0], Cancelling())
+        Timer(1, client.cancel, (submitted.job.id,)).start()
+        infer(["slow:60 x"], credentials=credentials, call_key="it", timeout=WAIT)
+
+    with pytest.raises(Abort):
+        clicked()
+    with get_client(sync_client=True) as server:
+        assert "Cancelled" == server.read_flow_run(seen[0]).state_name
 
 
 def test_the_tasks_one_by_one_awaiting(credentials: MilkrunCredentials) -> None:

@@ -18,11 +18,11 @@ from urllib.parse import urlsplit
 
 from prefect import Flow, asuspend_flow_run, suspend_flow_run
 from prefect.client.schemas.objects import FlowRun, State
-from prefect.exceptions import Pause
+from prefect.exceptions import Abort, Pause
 from prefect.futures import PrefectFuture
 from prefect.logging import get_logger
 from prefect.settings import get_current_settings
-from prefect.states import Scheduled
+from prefect.states import Cancelled, Scheduled
 from prefect.utilities.annotations import quote
 
 import milkrun as mr
@@ -83,6 +83,8 @@ class _Wait:
         """Read the job, and the seconds that are left for it; out of time is a `WaitTimeout`."""
         with self.credentials.get_client() as client:
             job = client.job(submitted.job.id)
+            if job.status is mr.JobStatus.cancelled:
+                self._conclude_cancelling()
             if job.is_terminal or self.timeout is None:
                 return job, None
             left = self.timeout - (datetime.now(UTC) - job.created_at).total_seconds()
@@ -92,6 +94,16 @@ class _Wait:
                 with suppress(mr.Conflict):  # a later attempt owns it
                     client.cancel(job.id, submitted.claim)
         raise waited_enough(job)
+
+    def _conclude_cancelling(self) -> None:
+        """End a run that is being cancelled as such: where its worker has not heard of it yet, nobody else would."""
+        if self.here.flow_run_id is None:
+            return
+        with prefect() as client:
+            state = client.read_flow_run(self.here.flow_run_id).state
+            if state is not None and state.is_cancelling():
+                client.set_flow_run_state(self.here.flow_run_id, Cancelled(message="Its job was cancelled."))
+                raise Abort("The flow run was cancelled, and its job with it.")  # an error would make it Failed
 
     def tag(self, job: mr.Job) -> None:
         """Say on the flow run which job it waits for: the resumer looks for that."""
@@ -257,7 +269,8 @@ def cancels_jobs(credentials: Credentials = None) -> Callable[[Flow[..., Any], F
         def classify(path: str): ...
     """
 
-    def cancel_jobs(_flow: Flow[..., Any], flow_run: FlowRun, _state: State[Any]) -> None:
+    # Runners and workers give the arguments by name, the flow itself by place.
+    def cancel_jobs(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:  # noqa: ARG001
         # Another process than the flow's: the label is all that leads to its jobs.
         with MilkrunCredentials.of(credentials).get_client() as client:
             stopped = cancel_jobs_of(client, str(flow_run.id))

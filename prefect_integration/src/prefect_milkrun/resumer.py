@@ -42,8 +42,9 @@ from prefect_milkrun.tasks import Credentials
 T = TypeVar("T")
 _PAGE = 200
 _PAUSE_SECONDS = 1.0  # between two looks, however much news there is
+_MINDED_SECONDS = 4.0  # a run that is being cancelled is its worker's first, if that still lives
 _LIVE = (mr.JobStatus.preparing, mr.JobStatus.queued, mr.JobStatus.running)
-_GIVEN_UP = [StateType.CANCELLED, StateType.FAILED, StateType.CRASHED]
+_GIVEN_UP = [StateType.CANCELLED, StateType.CANCELLING, StateType.FAILED, StateType.CRASHED]
 _TROUBLE = (mr.MilkrunError, PrefectException, httpx.HTTPError)
 log = get_logger("milkrun.resumer")
 
@@ -54,9 +55,10 @@ class Resumer:
 
     Args:
         credentials: the engine.
-        look_seconds: how long it rests without news: a job that ended before its run was suspended is found then.
-        grace_seconds: how long a failed or crashed run may still be retried before its jobs are stopped;
-            those of a cancelled run are stopped at once.
+        look_seconds: how long it rests without news: a run that was cancelled, or suspended only after its job
+            had ended, is found then.
+        grace_seconds: how long a failed or crashed run may still be retried before its jobs are stopped; those of
+            a cancelled run are stopped at once, and of one that is being cancelled after seconds.
         progress_seconds: how often progress moves on the pages of runs.
     """
 
@@ -64,7 +66,7 @@ class Resumer:
         self,
         credentials: Credentials = None,
         *,
-        look_seconds: float = 5.0,
+        look_seconds: float = 2.0,
         grace_seconds: float = 60.0,
         progress_seconds: float = 10.0,
     ) -> None:
@@ -140,7 +142,8 @@ class Resumer:
     def _is_over(self, run: FlowRun) -> bool:
         if run.state is None or run.state.is_cancelled():
             return run.state is not None
-        return (datetime.now(UTC) - run.state.timestamp).total_seconds() >= self._grace_seconds
+        grace = _MINDED_SECONDS if run.state.is_cancelling() else self._grace_seconds
+        return (datetime.now(UTC) - run.state.timestamp).total_seconds() >= grace
 
     def _show(self, server: SyncPrefectClient, live: Sequence[mr.Job]) -> None:
         """Move the progress of the jobs that got further."""
@@ -185,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the resumer as a plain process."""
     parser = argparse.ArgumentParser(prog="python -m prefect_milkrun.resumer", description=__doc__)
     parser.add_argument("--block", help="the MilkrunCredentials block; MILKRUN_URL and MILKRUN_API_KEY when absent")
-    parser.add_argument("--look-seconds", type=float, default=5.0)
+    parser.add_argument("--look-seconds", type=float, default=2.0)
     parser.add_argument("--grace-seconds", type=float, default=60.0)
     chosen = parser.parse_args(arguments)
     if get_current_settings().api.url is None:
