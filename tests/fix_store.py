@@ -66,6 +66,7 @@ class World:
     """One ledger with its blobs in a folder."""
 
     folder: Path
+    place: Path | str  #: of the ledger: a file of SQLite, or the URL of a Postgres database
     store: Store
     blobs: LocalBlobs
     tenant: str = DEFAULT_TENANT
@@ -73,24 +74,30 @@ class World:
 
     def __post_init__(self) -> None:
         # A test that ends its process at will has the page cache still: only a power cut would miss the syncs.
-        with self.store.database.writer.connect() as connection:
-            connection.rollback()
-            connection.connection.execute("PRAGMA synchronous=OFF")  # type: ignore[attr-defined]
+        if isinstance(self.place, Path):
+            with self.store.database.writer.connect() as connection:
+                connection.rollback()
+                connection.connection.execute("PRAGMA synchronous=OFF")  # type: ignore[attr-defined]
 
     @classmethod
-    def open(cls, folder: Path, *, tenant: str = DEFAULT_TENANT) -> "World":
-        """Open what is there, or begin."""
-        store = Store(folder / "milkrun.db")
+    def open(cls, folder: Path, place: str | None = None, *, tenant: str = DEFAULT_TENANT) -> "World":
+        """Open what is there, or begin; the ledger is a file in the folder unless a URL says otherwise."""
+        where = place or folder / "milkrun.db"
+        store = Store(where)
         store.tenants.ensure(tenant)
-        return cls(folder, store, LocalBlobs(folder / "blobs", NoSync()), tenant)
+        return cls(folder, where, store, LocalBlobs(folder / "blobs", NoSync()), tenant)
 
     def reopen(self) -> None:
         """Let the process end and another one begin: all leases are given back."""
         offset = self.store.database.clock_offset_seconds
         self.store.close()
-        self.store = Store(self.folder / "milkrun.db", clock_offset_seconds=offset)
+        self.store = self.another_store(offset)
         self.store.chunks.release()
         self.__post_init__()
+
+    def another_store(self, clock_offset_seconds: float = 0.0) -> Store:
+        """The same ledger, as another process sees it."""
+        return Store(self.place, clock_offset_seconds=clock_offset_seconds)
 
     def close(self) -> None:
         """Let go of the files."""

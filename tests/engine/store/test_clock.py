@@ -9,7 +9,6 @@ import pytest
 from fix_store import World
 
 from milkrun_engine.domain.leases import LEASE_SECONDS
-from milkrun_engine.store import Store
 
 
 @pytest.fixture(params=[-36 * 3_600.0, 36 * 3_600.0], ids=["behind", "ahead"])
@@ -62,11 +61,11 @@ def test_a_skewed_caller_writes_no_wrong_times(world: World, monkeypatch: pytest
             assert abs(instant - true_now) < 60
 
 
-def test_two_ledger_clocks_agree_on_one_file(world: World) -> None:
+def test_two_ledger_clocks_agree_on_one_ledger(world: World) -> None:
     """`clock_offset_seconds` moves the clock of whoever opens the ledger with it."""
     world.prepared(8)
     world.claim()
-    later = Store(world.folder / "milkrun.db", clock_offset_seconds=LEASE_SECONDS + 1)
+    later = world.another_store(LEASE_SECONDS + 1)
     assert not world.store.chunks.expired()
     assert later.chunks.expired()
     assert later.chunks.rescue() == 1

@@ -12,21 +12,24 @@ from sqlalchemy import text
 from milkrun_engine.store import Store
 from milkrun_engine.store.migrations import migrate
 from milkrun_engine.store.schema import metadata
+from milkrun_engine.store.sqlite import SqliteDatabase
 
 
 def partial_indexes(store: Store) -> dict[str, str]:
     """SQL of the partial indexes, which Alembic's comparison does not look into."""
+    table = (
+        "sqlite_master WHERE type = 'index' AND" if isinstance(store.database, SqliteDatabase) else "pg_indexes WHERE"
+    )
+    columns = "name, sql" if isinstance(store.database, SqliteDatabase) else "indexname, indexdef"
     with store.database.read() as connection:
-        query = text("SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql LIKE '% WHERE %'")
+        query = text(f"SELECT {columns} FROM {table} {columns.split()[1]} LIKE '% WHERE %'")
         return {name: " ".join(sql.split()) for name, sql in connection.execute(query)}
 
 
-def test_migrations_make_exactly_the_schema(tmp_path: Path) -> None:
-    migrated = Store(tmp_path / "migrated.db")
-    with migrated.database.writer.connect() as connection:
+def test_migrations_make_exactly_the_schema(world: World) -> None:
+    with world.store.database.writer.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
         assert compare_metadata(context, metadata) == []
-    migrated.close()
 
 
 def test_partial_indexes_are_the_schemas_too(world: World, tmp_path: Path) -> None:
@@ -42,8 +45,8 @@ def test_partial_indexes_are_the_schemas_too(world: World, tmp_path: Path) -> No
 def test_upgrading_again_changes_nothing(world: World) -> None:
     job_id = world.prepared(8)
     before = world.job(job_id)
-    migrate(world.store.database.writer)
-    migrate(world.store.database.writer)
+    migrate(world.store.database)
+    migrate(world.store.database)
     assert before == world.job(job_id)
 
 

@@ -6,9 +6,10 @@ think of and checks the promises after every step. `pytest --hypothesis-profile=
 tests/engine/store/test_state_machine.py` looks for an hour; every run looks for some seconds.
 """
 
-import shutil
 import sys
 import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -58,13 +59,13 @@ class Seen:
 class Ledger(RuleBasedStateMachine):
     """Any order of events, and what must hold after each."""
 
-    empty: Path
+    begin_ledger: Callable[[Path], AbstractContextManager[World]]
 
     def __init__(self) -> None:
         super().__init__()
-        self.folder = Path(tempfile.mkdtemp())
-        shutil.copy(self.empty, self.folder / "milkrun.db")
-        self.world = World.open(self.folder)
+        self.opened = ExitStack()
+        folder = self.opened.enter_context(tempfile.TemporaryDirectory())
+        self.world = self.opened.enter_context(type(self).begin_ledger(Path(folder)))
         self.cursor = self.world.store.feed.cursor(self.world.tenant)
         self.seen: dict[str, Seen] = {}
         self.inputs: dict[str, int] = {}
@@ -83,8 +84,7 @@ class Ledger(RuleBasedStateMachine):
                 self._come_to_an_end()
         finally:
             self.windows.stop()
-            self.world.close()
-            shutil.rmtree(self.folder)
+            self.opened.close()
 
     def _come_to_an_end(self) -> None:
         self.restart()
@@ -337,7 +337,9 @@ def _number(cursor: str) -> int:
     return int(cursor.rpartition(".")[2])
 
 
-def test_the_ledger_keeps_its_promises_in_any_order_of_events(empty_ledger: Path) -> None:
-    Ledger.empty = empty_ledger
+def test_the_ledger_keeps_its_promises_in_any_order_of_events(
+    begin: Callable[[Path], AbstractContextManager[World]],
+) -> None:
+    Ledger.begin_ledger = staticmethod(begin)
     few = settings(max_examples=settings.default.max_examples // 2)  # each example is a whole life of some jobs
     run_state_machine_as_test(Ledger, settings=few)

@@ -11,7 +11,7 @@ from milkrun_engine.domain.errors import NotFound
 from milkrun_engine.domain.jobs import ChunkCounts, ChunkFiles, Readable, Recorded
 from milkrun_engine.domain.leases import LEASE_SECONDS, Lease, Suspicion
 from milkrun_engine.domain.states import LIVE, ChunkState
-from milkrun_engine.store.database import Database
+from milkrun_engine.store.database import Database, transaction
 from milkrun_engine.store.ends import finish
 from milkrun_engine.store.feed import lock, stamp, stamp_owners
 from milkrun_engine.store.records import job_columns, job_record, lease, write_suspects
@@ -24,6 +24,7 @@ class Chunks:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    @transaction
     def claim(self, pool: str, owner: str, limit: int, *, before_rank: float | None = None) -> list[Lease]:
         """
         Lease the next chunks of a pool, by rank; one conditional statement that counts the attempt.
@@ -42,13 +43,15 @@ class Chunks:
             )
             .order_by(chunks.c.rank, chunks.c.id)
             .limit(limit)
+            .with_for_update(of=chunks, skip_locked=True)
         )
         if before_rank is not None:
             due = due.where(chunks.c.rank < before_rank)
+        found = due.cte("due")
         with self._database.write() as connection:
             claimed = connection.execute(
                 update(chunks)
-                .where(chunks.c.id.in_(due), chunks.c.state == ChunkState.ready)
+                .where(chunks.c.id.in_(select(found.c.id)), chunks.c.state == ChunkState.ready)
                 .values(
                     state=ChunkState.leased,
                     lease_owner=owner,
@@ -66,6 +69,7 @@ class Chunks:
             leases = [lease(row, by_id[row.job_id]) for row in claimed]
         return sorted(leases, key=lambda claimed: (claimed.rank, claimed.chunk_id))
 
+    @transaction
     def start_jobs(self, job_ids: Sequence[str]) -> list[str]:
         """Move the jobs of claimed chunks from queued to running; returns the tenants whose feed changed."""
         with self._database.write() as connection:
@@ -78,6 +82,7 @@ class Chunks:
             ).all()
             return stamp_owners(connection, sorted((row.id, row.tenant_id) for row in started), status=True)
 
+    @transaction
     def renew(self, owner: str, in_hand: Mapping[tuple[int, int], int]) -> set[int]:
         """
         Extend leases; returns the chunks that are still held.
@@ -102,12 +107,14 @@ class Chunks:
                     held.add(chunk_id)
         return held
 
+    @transaction
     def suspect(self, held: Lease, suspects: Mapping[int, Suspicion]) -> bool:
         """Write who was in flight when a replica died, before any of it runs again. False: the lease is lost."""
         with self._database.write() as connection:
             written = connection.execute(update(chunks).where(_held(held)).values(suspects=write_suspects(suspects)))
             return written.rowcount == 1
 
+    @transaction
     def record(self, held: Lease, blob: str, sha256: str, counts: ChunkCounts) -> Recorded:
         """
         Put a result file into the ledger and add its counts; the last chunk finishes the job.
@@ -150,19 +157,25 @@ class Chunks:
                 stamp(connection, held.tenant_id, [held.job_id], status=True)
             return Recorded(accepted=True, ended=ended)
 
+    @transaction
     def release(self, owner: str | None = None) -> int:
         """Give leases back at once: an owner's own at its end, or all of them when a new engine takes over."""
         return self._free(chunks.c.lease_owner == owner if owner is not None else chunks.c.id.is_not(None))
 
+    @transaction
     def rescue(self) -> int:
         """Give back the leases that ended without a renewal."""
         return self._free(chunks.c.lease_expires_at < self._database.now)
 
     def _free(self, matching: ColumnElement[bool]) -> int:
+        # None that its dispatcher is just renewing.
+        late = (
+            select(chunks.c.id).where(chunks.c.state == ChunkState.leased, matching).with_for_update(skip_locked=True)
+        )
         with self._database.write() as connection:
             freed = connection.execute(
                 update(chunks)
-                .where(chunks.c.state == ChunkState.leased, matching)
+                .where(chunks.c.id.in_(late))
                 .values(state=ChunkState.ready, lease_owner=None, lease_expires_at=None, rows_in_hand=0)
             )
             return freed.rowcount

@@ -1,95 +1,122 @@
 """
-The SQLite database: one writer connection, some readers, and its clock.
+What a database gives to the ledger: transactions, a clock, locks by name.
 
-WAL with `synchronous=FULL`: a transaction that returned is on disk. A writer begins with
-`BEGIN IMMEDIATE`, so it never fails half-way for a lock. Time is read in SQL only
-(`Database.now`), so that a lease never depends on a caller's clock; tests move it with
-`clock_offset_seconds`.
+`sqlite.py` and `postgres.py` are the two; `connect` chooses. Time is read in SQL only (`Database.now`), so that a
+lease never depends on a caller's clock; tests move it with `clock_offset_seconds`.
 """
 
-from collections.abc import Iterator
+import functools
+import random
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
-from sqlalchemy import Connection, Engine, Float, create_engine, event, literal_column, select, type_coerce
-from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
+from sqlalchemy import Connection, Engine, select
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql import ColumnElement
 
-_BUSY_MILLISECONDS = 30_000
-_EPOCH_JULIAN_DAY = 2_440_587.5
+P = ParamSpec("P")
+R = TypeVar("R")
+_TRIES = 8
+_PAUSE_SECONDS = 0.02
 
 
-class Database:
-    """A file of SQLite; `write()` and `read()` are its transactions."""
+class Database(ABC):
+    """A database; `write()` and `read()` are its transactions."""
 
-    def __init__(self, path: Path, *, clock_offset_seconds: float = 0.0) -> None:
-        self.path = path
+    def __init__(self, *, clock_offset_seconds: float = 0.0) -> None:
         self.clock_offset_seconds = clock_offset_seconds
-        self._writer = self._engine(readers=1, begin="BEGIN IMMEDIATE")
-        self._reader = self._engine(readers=8, begin="BEGIN")
-
-    def _engine(self, *, readers: int, begin: str) -> Engine:
-        engine = create_engine(
-            f"sqlite:///{self.path}",
-            poolclass=QueuePool,
-            pool_size=readers,
-            max_overflow=0,
-            hide_parameters=True,  # errors are logged, and a parameter may be a prompt
-            connect_args={"check_same_thread": False, "timeout": _BUSY_MILLISECONDS / 1_000},
-        )
-
-        @event.listens_for(engine, "connect")
-        def _configure(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
-            # SQLAlchemy's own recipe: the driver must not begin transactions by itself.
-            connection.isolation_level = None
-            cursor = connection.cursor()
-            for pragma in (
-                "journal_mode=WAL",
-                "synchronous=FULL",
-                "foreign_keys=ON",
-                f"busy_timeout={_BUSY_MILLISECONDS}",
-                "temp_store=MEMORY",
-            ):
-                cursor.execute(f"PRAGMA {pragma}")
-            cursor.close()
-
-        @event.listens_for(engine, "begin")
-        def _begin(connection: Connection) -> None:
-            connection.exec_driver_sql(begin)
-
-        return engine
 
     @property
+    @abstractmethod
     def now(self) -> ColumnElement[float]:
-        """The database's clock, in seconds since 1970, as an SQL expression."""
-        seconds = f"((julianday('now') - {_EPOCH_JULIAN_DAY}) * 86400.0 + {self.clock_offset_seconds})"
-        return type_coerce(literal_column(seconds), Float())
+        """The database's clock, in seconds since 1970, as an SQL expression that is one value a statement."""
+
+    @property
+    @abstractmethod
+    def writer(self) -> Engine:
+        """The engine behind `write`, for migrations and for recorders in tests."""
+
+    @property
+    @abstractmethod
+    def reader(self) -> Engine:
+        """The engine behind `read`."""
+
+    @abstractmethod
+    def lock(self, connection: Connection, name: str) -> None:
+        """Let one transaction at a time go on from here, of those that lock this name; before any row's lock."""
+
+    @abstractmethod
+    def is_conflict(self, error: DBAPIError) -> bool:
+        """Whether a transaction was rolled back for the sake of others, so that it may be tried again as it is."""
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """A transaction that commits on leaving, or rolls back on an exception."""
-        with self._writer.begin() as connection:
+        with self.writer.begin() as connection:
             yield connection
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A consistent snapshot."""
-        with self._reader.begin() as connection:
+        with self.reader.begin() as connection:
             yield connection
-
-    @property
-    def writer(self) -> Engine:
-        """The engine behind `write`, for migrations and for recorders in tests."""
-        return self._writer
 
     def close(self) -> None:
         """Close all connections."""
-        self._writer.dispose()
-        self._reader.dispose()
+        self.writer.dispose()
+        self.reader.dispose()
+
+
+class UsesDatabase(Protocol):
+    """A noun of the ledger."""
+
+    _database: Database
+
+
+N = TypeVar("N", bound=UsesDatabase)
+
+
+def transaction(verb: Callable[Concatenate[N, P], R]) -> Callable[Concatenate[N, P], R]:
+    """
+    Run a verb that is one transaction again if the database gave it up for others' sake (a deadlock).
+
+    Only for verbs that do nothing outside of their transaction.
+    """
+
+    @functools.wraps(verb)
+    def tried(self: N, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        for again in range(_TRIES):
+            try:
+                return verb(self, *args, **kwargs)
+            except DBAPIError as error:
+                if again == _TRIES - 1 or not self._database.is_conflict(error):
+                    raise
+            time.sleep(random.uniform(0.5, 1.0) * _PAUSE_SECONDS * 2**again)
+        raise AssertionError  # the last try returned or raised
+
+    return tried
 
 
 def scalar(connection: Connection, expression: ColumnElement[Any]) -> Any:
     """Evaluate one SQL expression."""
     return connection.execute(select(expression)).scalar_one()
+
+
+def connect(place: Path | str, *, clock_offset_seconds: float = 0.0) -> Database:
+    """
+    Open the database of a ledger.
+
+    Args:
+        place: a file of SQLite, or the URL of a Postgres database (`postgresql://…`).
+    """
+    if isinstance(place, Path):
+        from milkrun_engine.store.sqlite import SqliteDatabase
+
+        return SqliteDatabase(place, clock_offset_seconds=clock_offset_seconds)
+    from milkrun_engine.store.postgres import PostgresDatabase
+
+    return PostgresDatabase(place, clock_offset_seconds=clock_offset_seconds)

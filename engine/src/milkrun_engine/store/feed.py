@@ -14,7 +14,7 @@ from sqlalchemy import BindParameter, Connection, bindparam, select, update
 from milkrun.status import TERMINAL, FeedEvents
 from milkrun_engine.domain.errors import CursorLost
 from milkrun_engine.domain.jobs import JobRecord
-from milkrun_engine.store.database import Database
+from milkrun_engine.store.database import Database, transaction
 from milkrun_engine.store.records import job_columns, job_record, labelled
 from milkrun_engine.store.schema import jobs, tenants
 
@@ -105,6 +105,7 @@ class Feed:
         reached = rows[-1].number if more else feed.change_number
         return ChangePage(jobs=[job_record(row) for row in rows], cursor=f"{feed.feed_id}.{reached}", more=more)
 
+    @transaction
     def publish_progress(self, job_ids: Sequence[str]) -> list[str]:
         """Tell readers of progress about these jobs, in one transaction; returns the tenants concerned."""
         with self._database.write() as connection:

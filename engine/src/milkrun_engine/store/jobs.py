@@ -14,7 +14,7 @@ from milkrun_engine.domain.errors import IdempotencyMismatch, InputsDiffer, NotF
 from milkrun_engine.domain.ids import new_id
 from milkrun_engine.domain.jobs import JobRecord, NewJob, NewWindow, Preparation, Recorded, SubmitResult
 from milkrun_engine.domain.states import LIVE, ChunkState
-from milkrun_engine.store.database import Database, scalar
+from milkrun_engine.store.database import Database, scalar, transaction
 from milkrun_engine.store.ends import finish, stop
 from milkrun_engine.store.feed import cursor_of, lock, stamp
 from milkrun_engine.store.records import SqlRow, job_columns, job_record, labelled, preparation
@@ -27,6 +27,7 @@ class Jobs:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    @transaction
     def submit(self, new: NewJob) -> SubmitResult:
         """
         Make a job, or find the one that this key or this very call made before.
@@ -35,6 +36,8 @@ class Jobs:
             IdempotencyMismatch: the key's job has other inputs and `on_mismatch` is fail.
         """
         with self._database.write() as connection:
+            if (name := new.idempotency_key or new.submission_id) is not None:
+                self._queue_up(connection, new.tenant_id, name)
             cursor = cursor_of(connection, new.tenant_id)
             held = self._locked_holder(connection, new.tenant_id, new.idempotency_key)
             if (made := self._of_submission(connection, new)) is not None:
@@ -54,6 +57,10 @@ class Jobs:
             job = _read(connection, job_id)
         return SubmitResult(job=job, claim=job.claim, cursor=cursor, replaced=replaced, cancelled=cancelled)
 
+    def _queue_up(self, connection: Connection, tenant_id: str, name: str) -> None:
+        """Let twins be decided one after the other, also while their key has no row that could be locked."""
+        self._database.lock(connection, f"submit {tenant_id} {name}")
+
     def _locked_holder(self, connection: Connection, tenant_id: str, key: str | None) -> SqlRow | None:
         if key is None:
             return None
@@ -61,6 +68,7 @@ class Jobs:
             select(jobs.c.id, jobs.c.status, jobs.c.input_hash)
             .join_from(idempotency, jobs, jobs.c.id == idempotency.c.job_id)
             .where(idempotency.c.tenant_id == tenant_id, idempotency.c.key == key)
+            .with_for_update()
         ).one_or_none()
 
     def _of_submission(self, connection: Connection, new: NewJob) -> str | None:
@@ -124,6 +132,7 @@ class Jobs:
         ).scalar_one()
         return SubmitResult(job=_read(connection, job_id), claim=claim, cursor=cursor, reused=reused)
 
+    @transaction
     def attach(self, tenant_id: str, key: str, input_hash: str | None) -> SubmitResult:
         """
         Find the job of a key and take a new claim on it.
@@ -133,6 +142,7 @@ class Jobs:
             InputsDiffer: it has, but with other inputs.
         """
         with self._database.write() as connection:
+            self._queue_up(connection, tenant_id, key)
             cursor = cursor_of(connection, tenant_id)
             held = self._locked_holder(connection, tenant_id, key)
             if held is None:
@@ -211,6 +221,7 @@ class Jobs:
                     counts[code] = counts.get(code, 0) + count
             return counts
 
+    @transaction
     def cancel(self, tenant_id: str, job_id: str, claim: int | None) -> tuple[JobRecord, bool]:
         """
         Stop a job for good; returns it and whether this call did it (an ended job stays as it is).
@@ -221,7 +232,7 @@ class Jobs:
         """
         with self._database.write() as connection:
             mine = and_(jobs.c.tenant_id == tenant_id, jobs.c.id == job_id)
-            held = connection.execute(select(jobs.c.claim, jobs.c.status).where(mine)).one_or_none()
+            held = connection.execute(select(jobs.c.claim, jobs.c.status).where(mine).with_for_update()).one_or_none()
             if held is None:
                 raise NotFound(f"there is no job {job_id!r}")
             stopped = stop(connection, self._database.now, mine, claim=claim)
@@ -231,6 +242,7 @@ class Jobs:
                 stamp(connection, tenant_id, [job_id], status=True)
             return _read(connection, job_id), stopped
 
+    @transaction
     def cancel_labelled(
         self, tenant_id: str, labels: Mapping[str, str], *, after: str = "", limit: int
     ) -> list[JobRecord]:
@@ -252,6 +264,7 @@ class Jobs:
                 stamp(connection, tenant_id, stopped, status=True)
             return [_read(connection, job_id) for job_id in stopped]
 
+    @transaction
     def fail(self, job_id: str, epoch: int, code: str, message: str) -> bool:
         """End a job that can't go on; what is committed stays readable. False when the epoch has moved on."""
         with self._database.write() as connection:
@@ -285,6 +298,7 @@ class Jobs:
             row = connection.execute(query).one_or_none()
             return preparation(row) if row is not None else None
 
+    @transaction
     def commit_window(self, work: Preparation, window: NewWindow) -> Recorded:
         """
         Add a window and its chunks, and the place reached in the input; the last one may finish the job.

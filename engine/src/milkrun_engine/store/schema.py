@@ -7,10 +7,14 @@ a tenant's jobs: it is bumped last in a transaction and written to the jobs it c
 Migrations (`migrations/`) make exactly these tables; a test compares the two.
 """
 
+from typing import Any
+
 from sqlalchemy import (
     JSON,
+    BigInteger,
     Boolean,
     Column,
+    ColumnElement,
     Float,
     ForeignKey,
     Index,
@@ -31,6 +35,15 @@ metadata = MetaData(
     }
 )
 
+#: a count: 64 bits in both databases (a key of SQLite that numbers itself must be called INTEGER)
+Count = BigInteger().with_variant(Integer(), "sqlite")
+
+
+def _only(condition: ColumnElement[bool]) -> dict[str, Any]:
+    """Make an index a partial one, in both databases."""
+    return {"sqlite_where": condition, "postgresql_where": condition}
+
+
 secrets = Table(  # values that one installation makes for itself, such as the key that signs page links
     "secrets",
     metadata,
@@ -43,8 +56,8 @@ tenants = Table(
     metadata,
     Column("id", String, primary_key=True),
     Column("feed_id", String, nullable=False),  # names the change feed; a restored backup gets a new one
-    Column("change_number", Integer, nullable=False, default=0),  # the last change
-    Column("change_floor", Integer, nullable=False, default=0),  # changes up to here may be forgotten
+    Column("change_number", Count, nullable=False, default=0),  # the last change
+    Column("change_floor", Count, nullable=False, default=0),  # changes up to here may be forgotten
 )
 
 api_keys = Table(
@@ -64,7 +77,7 @@ input_files = Table(  # uploads, as they came
     Column("id", String, primary_key=True),
     Column("tenant_id", String, ForeignKey("tenants.id"), nullable=False),
     Column("format", String, nullable=False),
-    Column("bytes", Integer, nullable=False),
+    Column("bytes", Count, nullable=False),
     Column("sha256", String, nullable=False),
     Column("blob", String, nullable=False, index=True),
     Column("created_at", Float, nullable=False),
@@ -87,9 +100,9 @@ jobs = Table(
     Column("kind", String, nullable=False),
     Column("model", String, nullable=False),
     Column("status", String, nullable=False),
-    Column("epoch", Integer, nullable=False, default=1),
-    Column("claim", Integer, nullable=False, default=1),  # grows with each submit and attach
-    Column("priority", Integer, nullable=False),
+    Column("epoch", Count, nullable=False, default=1),
+    Column("claim", Count, nullable=False, default=1),  # grows with each submit and attach
+    Column("priority", Count, nullable=False),
     Column("rank", Float, nullable=False),  # order of service, see domain/priorities.py
     Column("paused", Boolean, nullable=False, default=False),
     Column("idempotency_key", String),
@@ -113,29 +126,29 @@ jobs = Table(
     Column("failure_message", String),
     Column("input_blob", String, nullable=False),
     Column("input_format", String, nullable=False),
-    Column("input_position", Integer, nullable=False, default=0),  # the reader's place after the last window
-    Column("next_window", Integer, nullable=False, default=0),
-    Column("next_chunk", Integer, nullable=False, default=0),
+    Column("input_position", Count, nullable=False, default=0),  # the reader's place after the last window
+    Column("next_window", Count, nullable=False, default=0),
+    Column("next_chunk", Count, nullable=False, default=0),
     Column("prepared", Boolean, nullable=False, default=False),  # no window will be added
     Column("input_complete", Boolean, nullable=False, default=False),
-    Column("rows_total", Integer),  # null until the input is read
-    Column("rows_read", Integer, nullable=False, default=0),
-    Column("rows_decided", Integer, nullable=False, default=0),
-    Column("rows_succeeded", Integer, nullable=False, default=0),
-    Column("rows_failed", Integer, nullable=False, default=0),
-    Column("rows_unavailable", Integer, nullable=False, default=0),
-    Column("rows_refused", Integer, nullable=False, default=0),  # in preparation
-    Column("prompt_tokens", Integer, nullable=False, default=0),
-    Column("cached_tokens", Integer, nullable=False, default=0),
-    Column("completion_tokens", Integer, nullable=False, default=0),
-    Column("change_number", Integer, nullable=False, default=0),  # of its last change, progress included
-    Column("status_number", Integer, nullable=False, default=0),  # of its last change of status
+    Column("rows_total", Count),  # null until the input is read
+    Column("rows_read", Count, nullable=False, default=0),
+    Column("rows_decided", Count, nullable=False, default=0),
+    Column("rows_succeeded", Count, nullable=False, default=0),
+    Column("rows_failed", Count, nullable=False, default=0),
+    Column("rows_unavailable", Count, nullable=False, default=0),
+    Column("rows_refused", Count, nullable=False, default=0),  # in preparation
+    Column("prompt_tokens", Count, nullable=False, default=0),
+    Column("cached_tokens", Count, nullable=False, default=0),
+    Column("completion_tokens", Count, nullable=False, default=0),
+    Column("change_number", Count, nullable=False, default=0),  # of its last change, progress included
+    Column("status_number", Count, nullable=False, default=0),  # of its last change of status
     Index(None, "tenant_id", "change_number"),
     Index(None, "tenant_id", "status_number"),
     Index(None, "tenant_id", "created_at"),
     Index(None, "tenant_id", "submission_id", unique=True),
     Index(None, "input_blob"),
-    Index("ix_jobs_unprepared", "next_window", "rank", sqlite_where=Column("prepared").is_(False)),
+    Index("ix_jobs_unprepared", "next_window", "rank", **_only(Column("prepared").is_(False))),
 )
 
 job_labels = Table(  # for filters; `jobs.labels` is what readers see
@@ -156,55 +169,55 @@ callbacks = Table(  # the outbox: a row is written by the transaction that ends 
     Column("tenant_id", String, ForeignKey("tenants.id"), nullable=False),
     Column("receiver", String, nullable=False),  # scheme, host and port: a slow one must not delay the others
     Column("state", String, nullable=False),
-    Column("attempts", Integer, nullable=False, default=0),
+    Column("attempts", Count, nullable=False, default=0),
     Column("created_at", Float, nullable=False),
     Column("due_at", Float, nullable=False),
     Column("last_error", String),
-    Index("ix_callbacks_due", "due_at", sqlite_where=Column("state") == "pending"),
+    Index("ix_callbacks_due", "due_at", **_only(Column("state") == "pending")),
 )
 
 windows = Table(
     "windows",
     metadata,
     Column("job_id", String, ForeignKey("jobs.id"), primary_key=True),
-    Column("number", Integer, primary_key=True),
+    Column("number", Count, primary_key=True),
     Column("tenant_id", String, ForeignKey("tenants.id"), nullable=False),
-    Column("first_index", Integer, nullable=False),
-    Column("rows", Integer, nullable=False),
-    Column("position", Integer, nullable=False),  # the reader's place after it
+    Column("first_index", Count, nullable=False),
+    Column("rows", Count, nullable=False),
+    Column("position", Count, nullable=False),  # the reader's place after it
     Column("permutation", LargeBinary, nullable=False),  # index → (chunk, slot), see domain/planning.py
 )
 
 chunks = Table(
     "chunks",
     metadata,
-    Column("id", Integer, primary_key=True),
+    Column("id", Count, primary_key=True),
     Column("job_id", String, ForeignKey("jobs.id"), nullable=False),
-    Column("number", Integer, nullable=False),
-    Column("window", Integer, nullable=False),
+    Column("number", Count, nullable=False),
+    Column("window", Count, nullable=False),
     Column("tenant_id", String, ForeignKey("tenants.id"), nullable=False),
     Column("pool", String, nullable=False),
     Column("adapter", String),
     Column("rank", Float, nullable=False),
     Column("state", String, nullable=False),
-    Column("rows", Integer, nullable=False),
-    Column("first_index", Integer, nullable=False),  # smallest index, copies included
+    Column("rows", Count, nullable=False),
+    Column("first_index", Count, nullable=False),  # smallest index, copies included
     Column("input_blob", String, nullable=False),
     Column("input_sha256", String, nullable=False),
     Column("lease_owner", String),
-    Column("lease_epoch", Integer, nullable=False, default=0),
+    Column("lease_epoch", Count, nullable=False, default=0),
     Column("lease_expires_at", Float),
-    Column("attempts", Integer, nullable=False, default=0),  # claims; a crash counts because the claim did
+    Column("attempts", Count, nullable=False, default=0),  # claims; a crash counts because the claim did
     Column("suspects", JSON, nullable=False, default=dict),  # slot → [engine deaths, deaths alone]
-    Column("rows_in_hand", Integer, nullable=False, default=0),  # advisory, from heartbeats
+    Column("rows_in_hand", Count, nullable=False, default=0),  # advisory, from heartbeats
     Column("result_blob", String),
     Column("result_sha256", String),
-    Column("rows_failed", Integer, nullable=False, default=0),
+    Column("rows_failed", Count, nullable=False, default=0),
     Column("errors", JSON(none_as_null=True)),  # failed rows by code
     Column("committed_at", Float),
     UniqueConstraint("job_id", "number"),
-    Index("ix_chunks_ready", "pool", "rank", "id", sqlite_where=Column("state") == "ready"),
-    Index("ix_chunks_leased", "lease_expires_at", sqlite_where=Column("state") == "leased"),
+    Index("ix_chunks_ready", "pool", "rank", "id", **_only(Column("state") == "ready")),
+    Index("ix_chunks_leased", "lease_expires_at", **_only(Column("state") == "leased")),
     Index("ix_chunks_first", "job_id", "state", "first_index"),
     Index("ix_chunks_window", "job_id", "window"),
 )

@@ -11,7 +11,7 @@ from sqlalchemy import Select, select
 from milkrun_engine.domain.jobs import chunk_of_blob
 from milkrun_engine.store.callbacks import Callbacks
 from milkrun_engine.store.chunks import Chunks
-from milkrun_engine.store.database import Database
+from milkrun_engine.store.database import connect
 from milkrun_engine.store.feed import Feed
 from milkrun_engine.store.input_files import InputFiles
 from milkrun_engine.store.jobs import Jobs
@@ -25,13 +25,13 @@ class Store:
     All verbs of the ledger, by noun. Blocking, thread-safe; each verb is one transaction.
 
     Args:
-        path: the SQLite file; made and migrated if need be.
+        place: the SQLite file, or the URL of a Postgres database; made ready and migrated if need be.
         clock_offset_seconds: moves the ledger's clock, for tests.
     """
 
-    def __init__(self, path: Path, *, clock_offset_seconds: float = 0.0) -> None:
-        self.database = Database(path, clock_offset_seconds=clock_offset_seconds)
-        migrate(self.database.writer)
+    def __init__(self, place: Path | str, *, clock_offset_seconds: float = 0.0) -> None:
+        self.database = connect(place, clock_offset_seconds=clock_offset_seconds)
+        migrate(self.database)
         self.jobs = Jobs(self.database)
         self.chunks = Chunks(self.database)
         self.feed = Feed(self.database)

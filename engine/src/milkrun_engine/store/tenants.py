@@ -33,6 +33,7 @@ class Tenants:
     def ensure(self, tenant_id: str = DEFAULT_TENANT) -> None:
         """Make a tenant if it does not exist."""
         with self._database.write() as connection:
+            self._database.lock(connection, "installation")
             if connection.execute(select(tenants.c.id).where(tenants.c.id == tenant_id)).first() is None:
                 connection.execute(insert(tenants).values(id=tenant_id, feed_id=new_id("feed")))
 
@@ -40,6 +41,7 @@ class Tenants:
         """Let a key in, in the place of the tenant's former keys of that name; one that was taken out comes back."""
         digest = key_sha256(key)
         with self._database.write() as connection:
+            self._database.lock(connection, "installation")
             former = (api_keys.c.tenant_id == tenant_id, api_keys.c.name == name, api_keys.c.sha256 != digest)
             connection.execute(update(api_keys).where(*former).values(revoked_at=self._database.now))
             mine = (api_keys.c.tenant_id == tenant_id, api_keys.c.sha256 == digest)
@@ -63,6 +65,7 @@ class Tenants:
     def secret(self, name: str) -> bytes:
         """A random secret of this installation, made at the first call."""
         with self._database.write() as connection:
+            self._database.lock(connection, "installation")
             value = connection.execute(select(secrets.c.value).where(secrets.c.name == name)).scalar_one_or_none()
             if value is None:
                 value = random.token_bytes(32)

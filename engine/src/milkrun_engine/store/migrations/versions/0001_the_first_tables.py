@@ -9,6 +9,9 @@ branch_labels = None
 depends_on = None
 
 
+COUNT = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+
+
 def upgrade() -> None:
     """Make them."""
     op.create_table(
@@ -21,8 +24,8 @@ def upgrade() -> None:
         "tenants",
         sa.Column("id", sa.String(), nullable=False),
         sa.Column("feed_id", sa.String(), nullable=False),
-        sa.Column("change_number", sa.Integer(), nullable=False),
-        sa.Column("change_floor", sa.Integer(), nullable=False),
+        sa.Column("change_number", COUNT, nullable=False),
+        sa.Column("change_floor", COUNT, nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_tenants")),
     )
     op.create_table(
@@ -51,7 +54,7 @@ def upgrade() -> None:
         sa.Column("id", sa.String(), nullable=False),
         sa.Column("tenant_id", sa.String(), nullable=False),
         sa.Column("format", sa.String(), nullable=False),
-        sa.Column("bytes", sa.Integer(), nullable=False),
+        sa.Column("bytes", COUNT, nullable=False),
         sa.Column("sha256", sa.String(), nullable=False),
         sa.Column("blob", sa.String(), nullable=False),
         sa.Column("created_at", sa.Float(), nullable=False),
@@ -68,9 +71,9 @@ def upgrade() -> None:
         sa.Column("kind", sa.String(), nullable=False),
         sa.Column("model", sa.String(), nullable=False),
         sa.Column("status", sa.String(), nullable=False),
-        sa.Column("epoch", sa.Integer(), nullable=False),
-        sa.Column("claim", sa.Integer(), nullable=False),
-        sa.Column("priority", sa.Integer(), nullable=False),
+        sa.Column("epoch", COUNT, nullable=False),
+        sa.Column("claim", COUNT, nullable=False),
+        sa.Column("priority", COUNT, nullable=False),
         sa.Column("rank", sa.Float(), nullable=False),
         sa.Column("paused", sa.Boolean(), nullable=False),
         sa.Column("idempotency_key", sa.String(), nullable=True),
@@ -94,23 +97,23 @@ def upgrade() -> None:
         sa.Column("failure_message", sa.String(), nullable=True),
         sa.Column("input_blob", sa.String(), nullable=False),
         sa.Column("input_format", sa.String(), nullable=False),
-        sa.Column("input_position", sa.Integer(), nullable=False),
-        sa.Column("next_window", sa.Integer(), nullable=False),
-        sa.Column("next_chunk", sa.Integer(), nullable=False),
+        sa.Column("input_position", COUNT, nullable=False),
+        sa.Column("next_window", COUNT, nullable=False),
+        sa.Column("next_chunk", COUNT, nullable=False),
         sa.Column("prepared", sa.Boolean(), nullable=False),
         sa.Column("input_complete", sa.Boolean(), nullable=False),
-        sa.Column("rows_total", sa.Integer(), nullable=True),
-        sa.Column("rows_read", sa.Integer(), nullable=False),
-        sa.Column("rows_decided", sa.Integer(), nullable=False),
-        sa.Column("rows_succeeded", sa.Integer(), nullable=False),
-        sa.Column("rows_failed", sa.Integer(), nullable=False),
-        sa.Column("rows_unavailable", sa.Integer(), nullable=False),
-        sa.Column("rows_refused", sa.Integer(), nullable=False),
-        sa.Column("prompt_tokens", sa.Integer(), nullable=False),
-        sa.Column("cached_tokens", sa.Integer(), nullable=False),
-        sa.Column("completion_tokens", sa.Integer(), nullable=False),
-        sa.Column("change_number", sa.Integer(), nullable=False),
-        sa.Column("status_number", sa.Integer(), nullable=False),
+        sa.Column("rows_total", COUNT, nullable=True),
+        sa.Column("rows_read", COUNT, nullable=False),
+        sa.Column("rows_decided", COUNT, nullable=False),
+        sa.Column("rows_succeeded", COUNT, nullable=False),
+        sa.Column("rows_failed", COUNT, nullable=False),
+        sa.Column("rows_unavailable", COUNT, nullable=False),
+        sa.Column("rows_refused", COUNT, nullable=False),
+        sa.Column("prompt_tokens", COUNT, nullable=False),
+        sa.Column("cached_tokens", COUNT, nullable=False),
+        sa.Column("completion_tokens", COUNT, nullable=False),
+        sa.Column("change_number", COUNT, nullable=False),
+        sa.Column("status_number", COUNT, nullable=False),
         sa.ForeignKeyConstraint(["tenant_id"], ["tenants.id"], name=op.f("fk_jobs_tenant_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_jobs")),
     )
@@ -127,7 +130,11 @@ def upgrade() -> None:
             batch_op.f("ix_jobs_tenant_id_status_number"), ["tenant_id", "status_number"], unique=False
         )
         batch_op.create_index(
-            "ix_jobs_unprepared", ["next_window", "rank"], unique=False, sqlite_where=sa.text("prepared IS 0")
+            "ix_jobs_unprepared",
+            ["next_window", "rank"],
+            unique=False,
+            sqlite_where=sa.text("prepared IS 0"),
+            postgresql_where=sa.text("prepared IS false"),
         )
 
     op.create_table(
@@ -137,7 +144,7 @@ def upgrade() -> None:
         sa.Column("tenant_id", sa.String(), nullable=False),
         sa.Column("receiver", sa.String(), nullable=False),
         sa.Column("state", sa.String(), nullable=False),
-        sa.Column("attempts", sa.Integer(), nullable=False),
+        sa.Column("attempts", COUNT, nullable=False),
         sa.Column("created_at", sa.Float(), nullable=False),
         sa.Column("due_at", sa.Float(), nullable=False),
         sa.Column("last_error", sa.String(), nullable=True),
@@ -147,32 +154,38 @@ def upgrade() -> None:
         sa.UniqueConstraint("job_id", name=op.f("uq_callbacks_job_id")),
     )
     with op.batch_alter_table("callbacks", schema=None) as batch_op:
-        batch_op.create_index("ix_callbacks_due", ["due_at"], unique=False, sqlite_where=sa.text("state = 'pending'"))
+        batch_op.create_index(
+            "ix_callbacks_due",
+            ["due_at"],
+            unique=False,
+            sqlite_where=sa.text("state = 'pending'"),
+            postgresql_where=sa.text("state = 'pending'"),
+        )
 
     op.create_table(
         "chunks",
-        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("id", COUNT, nullable=False),
         sa.Column("job_id", sa.String(), nullable=False),
-        sa.Column("number", sa.Integer(), nullable=False),
-        sa.Column("window", sa.Integer(), nullable=False),
+        sa.Column("number", COUNT, nullable=False),
+        sa.Column("window", COUNT, nullable=False),
         sa.Column("tenant_id", sa.String(), nullable=False),
         sa.Column("pool", sa.String(), nullable=False),
         sa.Column("adapter", sa.String(), nullable=True),
         sa.Column("rank", sa.Float(), nullable=False),
         sa.Column("state", sa.String(), nullable=False),
-        sa.Column("rows", sa.Integer(), nullable=False),
-        sa.Column("first_index", sa.Integer(), nullable=False),
+        sa.Column("rows", COUNT, nullable=False),
+        sa.Column("first_index", COUNT, nullable=False),
         sa.Column("input_blob", sa.String(), nullable=False),
         sa.Column("input_sha256", sa.String(), nullable=False),
         sa.Column("lease_owner", sa.String(), nullable=True),
-        sa.Column("lease_epoch", sa.Integer(), nullable=False),
+        sa.Column("lease_epoch", COUNT, nullable=False),
         sa.Column("lease_expires_at", sa.Float(), nullable=True),
-        sa.Column("attempts", sa.Integer(), nullable=False),
+        sa.Column("attempts", COUNT, nullable=False),
         sa.Column("suspects", sa.JSON(), nullable=False),
-        sa.Column("rows_in_hand", sa.Integer(), nullable=False),
+        sa.Column("rows_in_hand", COUNT, nullable=False),
         sa.Column("result_blob", sa.String(), nullable=True),
         sa.Column("result_sha256", sa.String(), nullable=True),
-        sa.Column("rows_failed", sa.Integer(), nullable=False),
+        sa.Column("rows_failed", COUNT, nullable=False),
         sa.Column("errors", sa.JSON(), nullable=True),
         sa.Column("committed_at", sa.Float(), nullable=True),
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_chunks_job_id")),
@@ -183,10 +196,18 @@ def upgrade() -> None:
     with op.batch_alter_table("chunks", schema=None) as batch_op:
         batch_op.create_index("ix_chunks_first", ["job_id", "state", "first_index"], unique=False)
         batch_op.create_index(
-            "ix_chunks_leased", ["lease_expires_at"], unique=False, sqlite_where=sa.text("state = 'leased'")
+            "ix_chunks_leased",
+            ["lease_expires_at"],
+            unique=False,
+            sqlite_where=sa.text("state = 'leased'"),
+            postgresql_where=sa.text("state = 'leased'"),
         )
         batch_op.create_index(
-            "ix_chunks_ready", ["pool", "rank", "id"], unique=False, sqlite_where=sa.text("state = 'ready'")
+            "ix_chunks_ready",
+            ["pool", "rank", "id"],
+            unique=False,
+            sqlite_where=sa.text("state = 'ready'"),
+            postgresql_where=sa.text("state = 'ready'"),
         )
         batch_op.create_index("ix_chunks_window", ["job_id", "window"], unique=False)
 
@@ -208,11 +229,11 @@ def upgrade() -> None:
     op.create_table(
         "windows",
         sa.Column("job_id", sa.String(), nullable=False),
-        sa.Column("number", sa.Integer(), nullable=False),
+        sa.Column("number", COUNT, nullable=False),
         sa.Column("tenant_id", sa.String(), nullable=False),
-        sa.Column("first_index", sa.Integer(), nullable=False),
-        sa.Column("rows", sa.Integer(), nullable=False),
-        sa.Column("position", sa.Integer(), nullable=False),
+        sa.Column("first_index", COUNT, nullable=False),
+        sa.Column("rows", COUNT, nullable=False),
+        sa.Column("position", COUNT, nullable=False),
         sa.Column("permutation", sa.LargeBinary(), nullable=False),
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_windows_job_id")),
         sa.ForeignKeyConstraint(["tenant_id"], ["tenants.id"], name=op.f("fk_windows_tenant_id")),
