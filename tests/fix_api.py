@@ -2,6 +2,7 @@
 A whole engine in this process behind httpx, without its duties: a test moves its jobs by hand.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -55,7 +56,13 @@ async def serve(data_dir: Path, *, duties: bool = False, **settings: Any) -> Asy
     engine = Engine(EngineSettings(data_dir=data_dir, replica="echo", admin_key=KEY, **settings), URL)
     engine.store.tenants.ensure(OTHER_TENANT)
     engine.store.tenants.add_key(OTHER_KEY, "other", OTHER_TENANT)
-    world = World(data_dir, engine.store, LocalBlobs(data_dir / "blobs", NoSync()), models=engine._models)
+    world = World(
+        data_dir,
+        engine.settings.database_url or data_dir / "milkrun.db",
+        engine.store,
+        LocalBlobs(data_dir / "blobs", NoSync()),
+        models=engine._models,
+    )
     async with AsyncExitStack() as stack:
         stack.push_async_callback(engine.stop)
         clients = []
@@ -67,9 +74,10 @@ async def serve(data_dir: Path, *, duties: bool = False, **settings: Any) -> Asy
             )
         if duties:
             await engine.start()
+            while engine.leadership.crew is None:
+                await asyncio.sleep(0.01)
         else:
-            for duty in engine._duties:
-                duty.close()
+            engine.leadership.crew = engine.make_crew()
         yield Api(engine, world, *clients, models=engine._models)
 
 

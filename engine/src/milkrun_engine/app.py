@@ -17,24 +17,23 @@ from milkrun_engine.api.limits import Activity, Limits
 from milkrun_engine.api.native import errors, routes
 from milkrun_engine.api.pages import routes as pages
 from milkrun_engine.blobs.local import LocalBlobs
-from milkrun_engine.dispatch.callbacks import Callbacks
-from milkrun_engine.dispatch.delivery import Sender
-from milkrun_engine.dispatch.dispatcher import Dispatcher
+from milkrun_engine.dispatch.crew import Crew
 from milkrun_engine.dispatch.duty import repeat
-from milkrun_engine.dispatch.housekeeping import Progress, Rescuer, Sweeper
-from milkrun_engine.dispatch.preparer import Preparer
+from milkrun_engine.dispatch.leadership import Leadership
 from milkrun_engine.domain.ids import new_id
 from milkrun_engine.domain.models import ModelSpec
 from milkrun_engine.replicas.base import Pool
 from milkrun_engine.replicas.models import load_models
 from milkrun_engine.service.egress import Egress
 from milkrun_engine.service.jobs import JobService
+from milkrun_engine.service.relay import Relay
 from milkrun_engine.service.results import ResultReader
 from milkrun_engine.service.signals import Signals
 from milkrun_engine.service.threads import Threads
 from milkrun_engine.service.views import PageLinks
 from milkrun_engine.settings import EngineSettings
 from milkrun_engine.store import Store
+from milkrun_engine.store.posts import DISPATCHER
 from milkrun_engine.store.tenants import new_key
 
 log = logging.getLogger(__name__)
@@ -57,57 +56,50 @@ class Engine:
         _require_extras(settings, self._models.values())
         data_dir = settings.data_dir
         data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.store = Store(data_dir / "milkrun.db")
+        self.store = Store(settings.database_url or data_dir / "milkrun.db")
         self.store.tenants.ensure()
         self.store.tenants.add_key(self.api_key, "admin" if settings.admin_key else "local")
-        # SQLite has one engine at a time (see lock.py), so every lease is a dead one's: free them at once.
-        self.store.chunks.release()
-        for job in self.store.jobs.of_unknown_models(list(self._models)):
-            message = "a model that the job needs is not declared any more; declare it and submit again"
-            self.store.jobs.fail(job.id, job.epoch, "model_unavailable", message)
+        if not self.store.database.is_shared:
+            # SQLite has one engine at a time (see lock.py), so whoever held the post is dead: no need to wait.
+            self.store.posts.leave(DISPATCHER)
         self._threads = Threads()
-        signals = Signals()
-        blobs = LocalBlobs(data_dir / "blobs")
+        self._signals = Signals()
+        self._blobs = LocalBlobs(settings.blob_dir or data_dir / "blobs")
+        self._egress = Egress(private=settings.calls_private)
         links = PageLinks(base_url, self.store.tenants.secret("page links"))
-        self._dispatcher = Dispatcher(
-            owner=self.instance_id,
-            store=self.store,
-            blobs=blobs,
-            threads=self._threads,
-            signals=signals,
-            models=self._models,
-            pool=_make_pool(settings),
-            give_up_seconds=settings.give_up_seconds,
+        self.leadership = Leadership(
+            me=self.instance_id, posts=self.store.posts, threads=self._threads, make_crew=self.make_crew
         )
-        egress = Egress(private=settings.calls_private)
+        self._relay = Relay(
+            me=self.instance_id, database=self.store.database, threads=self._threads, signals=self._signals
+        )
         self.service = JobService(
             store=self.store,
-            blobs=blobs,
+            blobs=self._blobs,
             threads=self._threads,
-            signals=signals,
+            signals=self._signals,
             models=self._models,
             links=links,
-            egress=egress,
-            waiting_reason=self._dispatcher.waiting_reason,
+            egress=self._egress,
+            waiting_reason=self._waiting_reason,
         )
-        self._callbacks = Callbacks(store=self.store, threads=self._threads, signals=signals, sender=Sender(egress))
-        preparer = Preparer(store=self.store, blobs=blobs, threads=self._threads, signals=signals, models=self._models)
-        progress = Progress(
-            store=self.store, threads=self._threads, signals=signals, recorder=self._dispatcher.recorder
-        )
-        rescuer = Rescuer(store=self.store, threads=self._threads, signals=signals)
-        sweeper = Sweeper(store=self.store, blobs=blobs, threads=self._threads)
-        self._duties = [
-            repeat("preparer", preparer.run_once),
-            repeat("progress", progress.run_once),
-            repeat("rescuer", rescuer.run_once),
-            repeat("sweeper", sweeper.run_once),
-            repeat("callbacks", self._callbacks.run_once),
-            *self._dispatcher.duties(),
-        ]
         self._tasks: list[asyncio.Task[None]] = []
         self._is_ready = False
-        self.app = self._make_app(ResultReader(self.store, blobs), links)
+        self.app = self._make_app(ResultReader(self.store, self._blobs), links)
+
+    def make_crew(self) -> Crew:
+        """Build what the elected process does besides answering."""
+        return Crew(
+            owner=self.instance_id,
+            store=self.store,
+            blobs=self._blobs,
+            threads=self._threads,
+            signals=self._signals,
+            models=self._models,
+            pool=_make_pool(self.settings),
+            egress=self._egress,
+            give_up_seconds=self.settings.give_up_seconds,
+        )
 
     def _make_app(self, reader: ResultReader, links: PageLinks) -> FastAPI:
         app = FastAPI(
@@ -141,23 +133,27 @@ class Engine:
 
     def models(self) -> list[ModelInfo]:
         """The declared models and how their pools stand."""
+        pools = self.leadership.pools()
         return [
             ModelInfo(
                 name=spec.name,
                 kind=spec.kind,
                 is_default=spec.is_default,
-                context_tokens=pool.context_tokens,
-                state=pool.state,
-                detail=pool.failure,
+                **{"context_tokens": None, "state": "stopped", "detail": None, **pools.get(spec.name, {})},
             )
             for spec in self._models.values()
-            for pool in [self._dispatcher.pools[spec.name]]
         ]
+
+    def _waiting_reason(self, model: str) -> str | None:
+        """Why rows of a model do not run just now."""
+        state = self.leadership.pools().get(model, {}).get("state", "stopped" if model in self._models else "failing")
+        return {"loading": "model_loading", "stopped": "model_loading", "failing": "no_capacity"}.get(state)
 
     async def start(self) -> None:
         """Begin the background duties."""
-        await self._dispatcher.start()
-        self._tasks = [asyncio.create_task(duty) for duty in self._duties]
+        self._relay.start()
+        duties = [repeat("leadership", self.leadership.run_once), repeat("relay", self._relay.run_once)]
+        self._tasks = [asyncio.create_task(duty) for duty in duties]
         self._is_ready = True
 
     def refuse(self) -> None:
@@ -174,8 +170,8 @@ class Engine:
         async with AsyncExitStack() as stack:
             stack.callback(self.store.close)
             stack.callback(self._threads.stop)
-            stack.push_async_callback(self._callbacks.stop)
-            await self._dispatcher.stop()
+            stack.callback(self._relay.stop)
+            await self.leadership.stop()
 
 
 class MissingExtra(Exception):

@@ -26,6 +26,10 @@ class EngineSettings:
         host: address to listen on; loopback unless somebody else is to reach it.
         port: 0 takes a free one.
         data_dir: ledger, blobs, models and logs; one engine at a time uses it.
+        database_url: a Postgres database for the ledger (`postgresql://…`), which several engines may share; SQLite
+            in the data directory when absent.
+        blob_dir: inputs and results; one folder for all engines of a database. `blobs` in the data directory
+            when absent.
         replica: what generates: vllm, or the echo stand-in for tests.
         pool: where replicas run: ray, or local child processes.
         models: a models.yaml; the default models when absent.
@@ -40,6 +44,8 @@ class EngineSettings:
     host: str = "127.0.0.1"
     port: int = 8787
     data_dir: Path = field(default_factory=default_data_dir)
+    database_url: str | None = field(default=None, repr=False)
+    blob_dir: Path | None = None
     replica: str = "vllm"
     pool: str | None = None
     models: Path | None = None
@@ -68,6 +74,11 @@ class EngineSettings:
         for name, value, allowed in (("replica", settings.replica, REPLICAS), ("pool", settings.pool_name, POOLS)):
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
+        if settings.database_url is not None:
+            if not settings.database_url.startswith(("postgresql://", "postgres://")):
+                raise ValueError("database_url must begin with postgresql:// (leave it out for SQLite)")
+            if settings.admin_key is None:
+                raise ValueError("engines that share a database need a key in common: set MILKRUN_ADMIN_KEY")
         return settings
 
     @property
@@ -100,7 +111,7 @@ def _parse(name: str, text: str) -> Any:
             if text.lower() not in _TRUTH:
                 raise ValueError(f"MILKRUN_CALLBACK_PRIVATE must be 1 or 0, not {text!r}")
             return _TRUTH[text.lower()]
-        case "data_dir" | "models":
+        case "data_dir" | "models" | "blob_dir":
             return Path(text).expanduser()
         case _:
             return text

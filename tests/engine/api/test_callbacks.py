@@ -124,12 +124,12 @@ async def test_an_idle_engine_waits_for_a_callback_that_is_due_soon(tmp_path: Pa
             api.world.prepare()
             stopping = asyncio.Event()
             idle = asyncio.create_task(_stop_when_idle(api.engine, stopping))
-            await api.engine._callbacks.run_once()
+            await api.engine.leadership.crew.callbacks.run_once()
             await asyncio.to_thread(receiver.wait, 1)
             await asyncio.sleep(0.5)
             assert not stopping.is_set(), "it is due in five seconds"
             api.world.advance(6)
-            await api.engine._callbacks.run_once()
+            await api.engine.leadership.crew.callbacks.run_once()
             async with asyncio.timeout(10):
                 await stopping.wait()
             assert replies == []

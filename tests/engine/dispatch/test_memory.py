@@ -41,7 +41,7 @@ async def served(folder: Path, **engine_args: Any) -> AsyncIterator[tuple[Api, P
     models = folder / "models.yaml"
     models.write_text(yaml.safe_dump({"models": [{"name": "echo", "engine_args": engine_args}]}))
     async with serve(folder, duties=True, models=models) as api:
-        yield api, api.engine._dispatcher.pools["echo"]
+        yield api, api.engine.leadership.crew.dispatcher.pools["echo"]
 
 
 def rows_held(pool: PoolRunner) -> int:

@@ -63,7 +63,7 @@ class Dispatcher:
             for spec in models.values()
         }
         self._dropping: set[asyncio.Task[None]] = set()
-        signals.on_stopped(self._job_stopped)
+        self._deaf = signals.on_stopped(self._job_stopped)
 
     async def start(self) -> None:
         """Make the place of the replicas ready; none is started before there is work."""
@@ -107,15 +107,9 @@ class Dispatcher:
             self._dropping.add(task)
             task.add_done_callback(self._dropping.discard)
 
-    def waiting_reason(self, model: str) -> str | None:
-        """Why rows of a model do not run just now."""
-        pool = self.pools.get(model)
-        return {"loading": "model_loading", "stopped": "model_loading", "failing": "no_capacity"}.get(
-            pool.state if pool else "failing"
-        )
-
     async def stop(self) -> None:
         """Hand everything back: whole chunks are committed, leases released, replicas ended."""
+        self._deaf()
         await asyncio.gather(*(pool.stop() for pool in self.pools.values()))
         await self._threads.write(self._store.chunks.release, self._owner)
         await self._pool.stop()

@@ -1,5 +1,5 @@
 """
-Wake-ups inside one engine process.
+Wake-ups, inside one engine process and, through a relay, between several.
 
 A lost one costs latency, never correctness: every waiter also looks by itself from time to time.
 """
@@ -7,6 +7,15 @@ A lost one costs latency, never correctness: every waiter also looks by itself f
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable
+from enum import StrEnum
+
+
+class News(StrEnum):
+    """What processes tell each other, each with one name."""
+
+    changed = "changed"  #: a tenant's feed has a new number
+    submitted = "submitted"  #: a job was accepted, for a pool
+    stopped = "stopped"  #: a job was cancelled, failed or replaced
 
 
 class Signals:
@@ -18,11 +27,12 @@ class Signals:
         self.to_dispatch = asyncio.Event()  #: a chunk may be ready, or a pool is needed
         self.to_call_back = asyncio.Event()  #: a job with a callback may have ended, or a receiver is free again
         self.wanted_pools: set[str] = set()  #: pools of jobs just submitted, to be warmed before their first chunk
+        self.relay: Callable[[News, str], None] | None = None  #: hands news on to other processes
         self._on_stopped: list[Callable[[str], None]] = []
 
     def changed(self, tenant_id: str) -> None:
         """Wake the tenant's long-polls: its feed has a new number."""
-        self._changed.pop(tenant_id, asyncio.Event()).set()
+        self._spread(News.changed, tenant_id)
 
     def subscribe(self, tenant_id: str) -> asyncio.Event:
         """The event of the tenant's next change; taken before a read, nothing is missed after it."""
@@ -30,19 +40,35 @@ class Signals:
 
     def submitted(self, pool: str) -> None:
         """A job was accepted."""
-        self.wanted_pools.add(pool)
-        self.to_prepare.set()
-        self.to_dispatch.set()
-
-    def on_stopped(self, listener: Callable[[str], None]) -> None:
-        """Call `listener(job_id)` when a job was stopped, so that its rows leave the replicas."""
-        self._on_stopped.append(listener)
+        self._spread(News.submitted, pool)
 
     def stopped(self, job_id: str) -> None:
         """A job was cancelled, failed or replaced."""
-        self.to_call_back.set()
-        for listener in self._on_stopped:
-            listener(job_id)
+        self._spread(News.stopped, job_id)
+
+    def on_stopped(self, listener: Callable[[str], None]) -> Callable[[], None]:
+        """Call `listener(job_id)` when a job was stopped, so that its rows leave the replicas; returns how to end."""
+        self._on_stopped.append(listener)
+        return lambda: self._on_stopped.remove(listener)
+
+    def hear(self, news: News, name: str) -> None:
+        """Act on news, this process's own or another's."""
+        match news:
+            case News.changed:
+                self._changed.pop(name, asyncio.Event()).set()
+            case News.submitted:
+                self.wanted_pools.add(name)
+                self.to_prepare.set()
+                self.to_dispatch.set()
+            case News.stopped:
+                self.to_call_back.set()
+                for listener in self._on_stopped:
+                    listener(name)
+
+    def _spread(self, news: News, name: str) -> None:
+        self.hear(news, name)
+        if self.relay is not None:
+            self.relay(news, name)
 
 
 async def wait_event(event: asyncio.Event, seconds: float) -> bool:

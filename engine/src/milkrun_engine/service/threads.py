@@ -1,7 +1,7 @@
 """
 Where blocking work runs, so that the event loop never waits.
 
-The ledger has one writer, so writes queue for one thread; reads and files share a few; the
+SQLite has one writer, so writes queue for one thread; reads and files share a few; the
 preparer has a thread of its own, because a large input keeps it busy.
 """
 
@@ -22,6 +22,7 @@ class Threads:
         self._readers = ThreadPoolExecutor(4, "ledger-reader")
         self._files = ThreadPoolExecutor(4, "files")
         self._preparer = ThreadPoolExecutor(1, "preparer")
+        self._election = ThreadPoolExecutor(1, "election")
 
     async def write(self, verb: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a verb of the ledger that writes."""
@@ -39,9 +40,13 @@ class Threads:
         """Cut an input."""
         return await _run(self._preparer, work, *args, **kwargs)
 
+    async def elect(self, verb: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a verb of an election, which must not queue behind other writes."""
+        return await _run(self._election, verb, *args, **kwargs)
+
     def stop(self) -> None:
         """End all threads after the work that was begun."""
-        for executor in (self._preparer, self._files, self._readers, self._writer):
+        for executor in (self._election, self._preparer, self._files, self._readers, self._writer):
             executor.shutdown(wait=True, cancel_futures=True)
 
 

@@ -9,9 +9,10 @@ import functools
 import random
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from sqlalchemy import Connection, Engine, select
@@ -52,6 +53,19 @@ class Database(ABC):
     @abstractmethod
     def is_conflict(self, error: DBAPIError) -> bool:
         """Whether a transaction was rolled back for the sake of others, so that it may be tried again as it is."""
+
+    def tell(self, messages: Sequence[str]) -> None:  # noqa: B027 (a database of one process has nobody to tell)
+        """Send messages to every process that listens; may lose some, never waits for anybody."""
+
+    def listen(self, stopped: Event) -> Iterator[str]:
+        """Yield the messages of all processes until `stopped`; raises when the connection is lost. Blocking."""
+        stopped.wait()
+        yield from ()
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other processes may use it too."""
+        return False
 
     @contextmanager
     def write(self) -> Iterator[Connection]:

@@ -5,6 +5,11 @@ Writers run READ COMMITTED and take their locks in one order (see `schema.py`); 
 again. Readers see one snapshot (REPEATABLE READ). Neither waits for ever: not for a lock, not for a dead connection.
 """
 
+from collections.abc import Iterator, Sequence
+from threading import Event
+from typing import Any
+
+import psycopg
 from sqlalchemy import Connection, Engine, Float, create_engine, func, literal_column, make_url, select, type_coerce
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql import ColumnElement
@@ -15,9 +20,11 @@ _CONNECTIONS = 10
 _LOCK_TIMEOUT = "30s"
 _IDLE_TIMEOUT = "60s"  # a process that stopped in the midst of a transaction must not hold its locks for ever
 _CONNECT_SECONDS = 10
+_CHANNEL = "milkrun"
+_LISTEN_SECONDS = 0.5  # so soon a listener sees that it is to stop
 _CONFLICTS = {"40001", "40P01"}  # serialization_failure, deadlock_detected
 #: a peer that is silently gone is noticed within half a minute, not after the kernel's two hours
-_KEEPALIVES = {"keepalives": 1, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
+_KEEPALIVES: dict[str, Any] = {"keepalives": 1, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
 
 
 class PostgresDatabase(Database):
@@ -25,7 +32,7 @@ class PostgresDatabase(Database):
 
     def __init__(self, url: str, *, clock_offset_seconds: float = 0.0) -> None:
         super().__init__(clock_offset_seconds=clock_offset_seconds)
-        self._url = make_url(url).set(drivername="postgresql+psycopg")
+        self._url = make_url(url.replace("postgres://", "postgresql://", 1)).set(drivername="postgresql+psycopg")
         self._writer = self._engine("READ COMMITTED")
         self._reader = self._engine("REPEATABLE READ")
 
@@ -65,3 +72,23 @@ class PostgresDatabase(Database):
     def is_conflict(self, error: DBAPIError) -> bool:
         """See the base."""
         return getattr(error.orig, "sqlstate", None) in _CONFLICTS
+
+    def tell(self, messages: Sequence[str]) -> None:
+        """See the base."""
+        with self.writer.begin() as connection:
+            for message in messages:
+                connection.execute(select(func.pg_notify(_CHANNEL, message)))
+
+    def listen(self, stopped: Event) -> Iterator[str]:
+        """See the base."""
+        plain = self._url.set(drivername="postgresql").render_as_string(hide_password=False)
+        with psycopg.connect(plain, autocommit=True, connect_timeout=_CONNECT_SECONDS, **_KEEPALIVES) as connection:
+            connection.execute(f"LISTEN {_CHANNEL}")
+            while not stopped.is_set():
+                for notice in connection.notifies(timeout=_LISTEN_SECONDS):
+                    yield notice.payload
+
+    @property
+    def is_shared(self) -> bool:
+        """See the base."""
+        return True

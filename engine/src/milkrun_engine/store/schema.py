@@ -51,6 +51,16 @@ secrets = Table(  # values that one installation makes for itself, such as the k
     Column("value", LargeBinary, nullable=False),
 )
 
+posts = Table(  # what one process at a time may do, elected by a lease on the database's clock
+    "posts",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("holder", String, nullable=False),
+    Column("term", Count, nullable=False),  # grows with each change of the holder
+    Column("expires_at", Float, nullable=False),
+    Column("facts", JSON, nullable=False),  # what the holder tells the others
+)
+
 tenants = Table(
     "tenants",
     metadata,

@@ -16,6 +16,7 @@ from milkrun_engine.store.feed import Feed
 from milkrun_engine.store.input_files import InputFiles
 from milkrun_engine.store.jobs import Jobs
 from milkrun_engine.store.migrations import migrate
+from milkrun_engine.store.posts import Posts
 from milkrun_engine.store.schema import chunks, input_files, jobs
 from milkrun_engine.store.tenants import Tenants
 
@@ -38,6 +39,7 @@ class Store:
         self.callbacks = Callbacks(self.database)
         self.input_files = InputFiles(self.database)
         self.tenants = Tenants(self.database)
+        self.posts = Posts(self.database)
 
     def named_blobs(self, names: Sequence[str]) -> set[str]:
         """Which of these blobs some row of the ledger names."""

@@ -21,6 +21,15 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("name", name=op.f("pk_secrets")),
     )
     op.create_table(
+        "posts",
+        sa.Column("name", sa.String(), nullable=False),
+        sa.Column("holder", sa.String(), nullable=False),
+        sa.Column("term", COUNT, nullable=False),
+        sa.Column("expires_at", sa.Float(), nullable=False),
+        sa.Column("facts", sa.JSON(), nullable=False),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_posts")),
+    )
+    op.create_table(
         "tenants",
         sa.Column("id", sa.String(), nullable=False),
         sa.Column("feed_id", sa.String(), nullable=False),

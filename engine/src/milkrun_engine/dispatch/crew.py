@@ -1,0 +1,100 @@
+"""
+The crew: everything that only the elected process does, built anew for each term.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+
+from milkrun_engine.blobs.local import LocalBlobs
+from milkrun_engine.dispatch.callbacks import Callbacks
+from milkrun_engine.dispatch.delivery import Sender
+from milkrun_engine.dispatch.dispatcher import Dispatcher
+from milkrun_engine.dispatch.duty import repeat
+from milkrun_engine.dispatch.housekeeping import Progress, Rescuer, Sweeper
+from milkrun_engine.dispatch.preparer import Preparer
+from milkrun_engine.domain.models import ModelSpec
+from milkrun_engine.replicas.base import Pool
+from milkrun_engine.service.egress import Egress
+from milkrun_engine.service.signals import Signals
+from milkrun_engine.service.threads import Threads
+from milkrun_engine.store import Store
+
+log = logging.getLogger(__name__)
+
+
+class Crew:
+    """
+    Prepares, dispatches, records, rescues, sweeps and calls back.
+
+    Args:
+        owner: names this process on its leases.
+        give_up_seconds: rows end as `model_unavailable` when their model failed for so long.
+    """
+
+    def __init__(
+        self,
+        *,
+        owner: str,
+        store: Store,
+        blobs: LocalBlobs,
+        threads: Threads,
+        signals: Signals,
+        models: dict[str, ModelSpec],
+        pool: Pool,
+        egress: Egress,
+        give_up_seconds: float,
+    ) -> None:
+        self._store = store
+        self._threads = threads
+        self._models = models
+        self.dispatcher = Dispatcher(
+            owner=owner,
+            store=store,
+            blobs=blobs,
+            threads=threads,
+            signals=signals,
+            models=models,
+            pool=pool,
+            give_up_seconds=give_up_seconds,
+        )
+        self.callbacks = Callbacks(store=store, threads=threads, signals=signals, sender=Sender(egress))
+        self._preparer = Preparer(store=store, blobs=blobs, threads=threads, signals=signals, models=models)
+        self._progress = Progress(store=store, threads=threads, signals=signals, recorder=self.dispatcher.recorder)
+        self._rescuer = Rescuer(store=store, threads=threads, signals=signals)
+        self._sweeper = Sweeper(store=store, blobs=blobs, threads=threads)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Take over: whoever held leases before does so no more."""
+        await self._threads.write(self._store.chunks.release)
+        for job in await self._threads.read(self._store.jobs.of_unknown_models, list(self._models)):
+            message = "a model that the job needs is not declared any more; declare it and submit again"
+            await self._threads.write(self._store.jobs.fail, job.id, job.epoch, "model_unavailable", message)
+        await self.dispatcher.start()
+        duties = [
+            repeat("preparer", self._preparer.run_once),
+            repeat("progress", self._progress.run_once),
+            repeat("rescuer", self._rescuer.run_once),
+            repeat("sweeper", self._sweeper.run_once),
+            repeat("callbacks", self.callbacks.run_once),
+            *self.dispatcher.duties(),
+        ]
+        self._tasks = [asyncio.create_task(duty) for duty in duties]
+
+    async def stop(self) -> None:
+        """End the duties, hand the leases back and stop the replicas."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        try:
+            await self.callbacks.stop()
+        finally:
+            await self.dispatcher.stop()
+
+    def facts(self) -> Mapping[str, Mapping[str, object]]:
+        """How each pool stands, for the processes beside this one."""
+        return {
+            name: {"state": pool.state, "detail": pool.failure, "context_tokens": pool.context_tokens}
+            for name, pool in self.dispatcher.pools.items()
+        }
