@@ -13,7 +13,9 @@ for _name in [name for name in os.environ if name.startswith("MILKRUN_")]:
 
 #: fixtures by what they fix: for whoever talks to an engine, and for the environment that tests it from within
 pytest_plugins = ["fix_engine"] if importlib.util.find_spec("milkrun_engine") else []
-pytest_plugins += ["fix_hypothesis", "fix_postgres", "fix_store", "fix_api"] if importlib.util.find_spec("hypothesis") else []
+pytest_plugins += (
+    ["fix_hypothesis", "fix_postgres", "fix_store", "fix_api"] if importlib.util.find_spec("hypothesis") else []
+)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ them: an empty list is a right run. `check_ledger` judges by the ledger and its 
 from checker.api import gather
 from checker.echo import echo_answer, echo_answers
 from checker.facts import Answer, Evidence, Interruption, Row, Sighting
-from checker.ledger import check_ledger, interruption, leased_rows
+from checker.ledger import Place, check_ledger, interruption, leased_rows
 from checker.rules import violations
 from checker.watcher import FeedWatcher
 
@@ -18,6 +18,7 @@ __all__ = [
     "Evidence",
     "FeedWatcher",
     "Interruption",
+    "Place",
     "Row",
     "Sighting",
     "check_ledger",

@@ -13,7 +13,7 @@ import httpx
 import pyarrow.parquet as pq
 
 from checker.facts import Answer, Evidence, Execution, Interruption, Row, Sighting
-from checker.ledger import read_ledger
+from checker.ledger import Place, read_ledger
 
 EXPORT_FORMATS = ("jsonl", "csv", "parquet")
 _NUMBERS = ("index", "prompt_tokens", "cached_tokens", "completion_tokens", "attempts")
@@ -23,7 +23,7 @@ def gather(
     url: str,
     api_key: str,
     job_id: str,
-    data_dir: Path,
+    place: Place,
     *,
     echo_log: Path | None = None,
     expected: Sequence[Answer] | None = None,
@@ -51,7 +51,7 @@ def gather(
         job=job,
         rows=rows,
         exports=exports,
-        ledger=read_ledger(data_dir, job_id),
+        ledger=read_ledger(place, job_id),
         executions=read_log(echo_log, job_id) if echo_log is not None else None,
         interruptions=interruptions,
         sightings=[seen for seen in sightings if seen.job_id == job_id],

@@ -146,8 +146,8 @@ def _kill(server: Server, job_id: str, number: int, *, at_once: bool) -> Kill:
 
 def _job(server: Server, job_id: str) -> dict[str, Any]:
     """The job's row in the ledger: it is there when the server is not."""
-    with opened(server.data_dir) as ledger:
-        return dict(ledger.execute("SELECT * FROM jobs WHERE id = ?", (job_id,)).fetchone())
+    with opened(server.place) as ledger:
+        return ledger.ask("SELECT * FROM jobs WHERE id = ?", job_id)[0]
 
 
 def _all_files(server: Server, job_id: str) -> bool:

@@ -71,7 +71,7 @@ def _measure(folder: Path, rows: int, form: str, *, check: bool) -> dict[str, fl
         read = time.monotonic()
     wrong += rows - at - 1
     if check:
-        wrong += len(check_ledger(server.data_dir))
+        wrong += len(check_ledger(server.place))
     return {
         "rows": rows,
         "submit_s": round(submitted - began, 2),

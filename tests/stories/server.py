@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import psutil
 import yaml
-from checker import Answer, Evidence, FeedWatcher, Interruption, gather, interruption
+from checker import Answer, Evidence, FeedWatcher, Interruption, Place, gather, interruption
 
 import milkrun as mr
 from milkrun.local import EngineFile
@@ -36,6 +36,7 @@ class Server:
         environ: variables beside the caller's own.
         replica: echo, or vllm with the models that ship.
         pool: local or ray.
+        shared: a Postgres database and a folder of blobs, for several engines; a data directory of its own if absent.
     """
 
     def __init__(
@@ -47,8 +48,10 @@ class Server:
         environ: Mapping[str, str] | None = None,
         replica: str = "echo",
         pool: str = "local",
+        shared: Place | None = None,
     ) -> None:
         self.data_dir = folder / "data"
+        self.place = Place.of(self.data_dir) if shared is None else shared
         self.echo_log = folder / "echo.log"
         self.log = folder / "server.log"
         self.interruptions: list[Interruption] = []
@@ -64,6 +67,7 @@ class Server:
             **os.environ,
             "MILKRUN_ADMIN_KEY": KEY,
             "MILKRUN_ECHO_LOG": str(self.echo_log),
+            **({"MILKRUN_DATABASE_URL": str(shared.database), "MILKRUN_BLOB_DIR": str(shared.blobs)} if shared else {}),
             **(environ or {}),
         }
         self._process: subprocess.Popen[bytes] | None = None
@@ -128,7 +132,7 @@ class Server:
         assert self._process is not None
         self._process.wait(STOP_SECONDS)
         self._process = None
-        held = interruption(self.data_dir, released=released)
+        held = interruption(self.place, released=released)
         self.interruptions.append(held)
         return held
 
@@ -178,7 +182,7 @@ class Server:
             self.url,
             KEY,
             job_id,
-            self.data_dir,
+            self.place,
             echo_log=self.echo_log,
             expected=expected,
             interruptions=self.interruptions,

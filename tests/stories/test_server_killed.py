@@ -89,7 +89,7 @@ def test_a_stopped_server_hands_its_leases_back(serve: Callable[..., Server]) ->
         wait_for(lambda: client.job(job_id).rows_succeeded > 200, what="the first commits")
         replicas = server.replicas()
         assert server.stop().leased
-        assert leased_rows(server.data_dir) == {}
+        assert leased_rows(server.place) == {}
         assert not any(replica.is_running() for replica in replicas)
         assert not (server.data_dir / "engine.json").exists()
         server.start()
