@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from checker import check_ledger
+from checker import Place, check_ledger
 from checker.ledger import opened, read_ledger
 from faults.journal import COMMIT, Journal, durable
 from fix_api import serve
@@ -51,7 +51,7 @@ def test_a_lost_lease_does_not_commit(world: World) -> None:
     assert not world.finish(old, _late).accepted
     assert world.finish(new).accepted
     assert b'"late"' not in {row["output"] for row in world.results(job_id)}
-    assert [] == check_ledger(world.folder)
+    assert [] == check_ledger(Place.of(world.folder))
 
 
 def test_a_late_commit_counts_nothing(world: World) -> None:
@@ -65,7 +65,7 @@ def test_a_late_commit_counts_nothing(world: World) -> None:
     assert 8 == world.job(job_id).rows_decided
     world.run()
     assert JobStatus.succeeded == world.job(job_id).status
-    assert [] == check_ledger(world.folder)
+    assert [] == check_ledger(Place.of(world.folder))
 
 
 def test_nothing_commits_after_a_cancel(world: World) -> None:
@@ -78,7 +78,7 @@ def test_nothing_commits_after_a_cancel(world: World) -> None:
     world.advance(1)
     assert not world.finish(second).accepted
     assert 8 == world.job(job_id).rows_decided
-    assert [] == check_ledger(world.folder)
+    assert [] == check_ledger(Place.of(world.folder))
 
 
 def test_leases_keep_the_ledgers_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +178,7 @@ async def test_a_commit_names_a_file_on_disk(world: World) -> None:
     [chunk] = world.store.chunks.files(job_id, 0)
     assert chunk.result_blob is not None
     assert [durable(chunk.result_blob), COMMIT] == journal.lines
-    assert [] == check_ledger(world.folder)
+    assert [] == check_ledger(Place.of(world.folder))
 
 
 def test_a_blob_is_on_disk_before_its_name(tmp_path: Path) -> None:
@@ -209,13 +209,12 @@ class WitnessedPool(LocalPool):
 
     def witness(self, handout: HandOut) -> None:
         """Note the rows of a hand-out that ought to stand in the ledger as suspects and do not."""
-        with opened(self._data_dir) as connection:
-            rows = connection.execute("SELECT first_index, suspects FROM chunks WHERE number = ?", (handout.chunk,))
-            [(first_index, suspects)] = rows.fetchall()
+        with opened(Place.of(self._data_dir)) as ledger:
+            (chunk,) = ledger.ask("SELECT first_index, suspects FROM chunks WHERE number = ?", handout.chunk)
         for row in handout.rows:
             if row.index in self.in_flight_at_death:
                 self.handed_again += 1
-                if f'"{row.index - first_index}"' not in suspects:
+                if str(row.index - chunk["first_index"]) not in chunk["suspects"]:
                     self.unwritten.append(row.index)
 
 
@@ -259,4 +258,4 @@ async def test_suspects_are_written_before_they_run_again(tmp_path: Path, monkey
 
 
 def _input_blob(data_dir: Path, job_id: str) -> str:
-    return str(read_ledger(data_dir, job_id).job["input_blob"])
+    return str(read_ledger(Place.of(data_dir), job_id).job["input_blob"])
