@@ -50,7 +50,7 @@ def test_a_job_submitted_to_either_is_seen_by_both(pair: tuple[Server, Server]) 
         assert job_id == one.infer(["a", "b", "fail: invalid_row"], idempotency_key="k")
         assert (2, 1) == ((job := two.wait(job_id, timeout=30)).rows_succeeded, job.rows_failed)
         assert ["succeeded", "succeeded", "failed"] == [row.status for row in two.await_job_results(job_id)]
-        assert "ready" == two.models()[0].state, "the dispatching engine's word"
+        wait_for(lambda: two.models()[0].state == "ready", what="the dispatching engine's word")
 
 
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM])
