@@ -7,7 +7,7 @@ import dagster as dg
 import pytest
 
 import milkrun as mr
-from dagster_milkrun import milkrun_asset, sensors
+from dagster_milkrun import build_milkrun_asset, milkrun_asset, sensors
 from milkrun import outcome
 
 RUN_URL = "http://dagster.test/runs/"
@@ -21,6 +21,11 @@ def tickets() -> list[dict[str, str]]:
 @milkrun_asset(prompt="{text}", key_column="id", labels={"team": "care"})
 def replies(tickets: list[dict[str, str]]) -> list[dict[str, str]]:
     """Answers to tickets."""
+    return tickets
+
+
+@milkrun_asset(prompt="{text}", key_column="id")
+def other_replies(tickets: list[dict[str, str]]) -> list[dict[str, str]]:
     return tickets
 
 
@@ -209,6 +214,8 @@ def test_two_deferred_assets_in_line_each_have_their_own_job(tell: Any) -> None:
     (request,) = story.tick()
     assert request.asset_selection == [dg.AssetKey("echoes")]
     assert len(story.answer(request).output_for_node("echoes")) == 3
+    story.look_at_all_jobs()
+    assert story.tick() == [], "each had its run"
 
 
 def test_two_deployments_on_one_engine_do_not_see_each_others_jobs(tell: Any) -> None:
@@ -261,3 +268,20 @@ def test_a_range_of_partitions_is_one_job_with_results_by_reference(tell: Any) -
     story.answer(request)
     assert {"d1", "d2", "d3"} == story.instance.get_materialized_partitions(dg.AssetKey("ranged"))
     assert story.last("ranged").metadata["milkrun/job_id"].value == job.id
+
+
+def test_an_asset_that_is_gone_holds_up_no_other(tell: Any, client: mr.Milkrun) -> None:
+    """Renamed or removed while its job ran: its results stay at the engine, and the sensor goes on."""
+    story = tell([tickets, replies, other_replies])
+    for asset in ("replies", "other_replies"):
+        story.ended(story.run("tickets", asset), asset)
+    story.of(tickets, other_replies)
+    story.cursor = None
+    story.look_at_all_jobs()
+    assert [dg.AssetKey("other_replies")] == [key for request in story.tick() for key in request.asset_selection]
+
+
+def test_a_mode_that_does_not_exist_is_refused() -> None:
+    """A first run that nothing follows would end well."""
+    with pytest.raises(ValueError, match="deferred, blocking, not 'defered'"):
+        build_milkrun_asset(lambda: ["a"], name="wrong", mode="defered")  # type: ignore[typeddict-item]

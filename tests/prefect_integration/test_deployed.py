@@ -55,6 +55,8 @@ def leaves_and_completes(prefect: Prefect, client: mr.Milkrun, run_id: str, left
     assert not the_job(client, run_id).is_terminal, "the job was too short for this machine"
     prefect.await_state(run_id, "Completed")
     assert mr.JobStatus.succeeded == the_job(client, run_id).status
+    tags = prefect.run(run_id)["tags"]
+    assert not [tag for tag in tags if tag.startswith("milkrun")], "it waits for no job any more"
     return prefect.state_names(run_id)
 
 

@@ -24,13 +24,15 @@ class _Request(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _is_unicode(cls, data: Any) -> Any:
-        """Refuse half a surrogate pair: JSON can write one, the ledger can't. Rows are kept as they were written."""
+        """Refuse half a surrogate pair and NUL: JSON has them, a ledger can't. Rows are kept as they were written."""
         fields = data.items() if isinstance(data, dict) else ()
         pending = [value for field in fields if field[0] != "rows" for value in field]
         while pending:  # no recursion: JSON may be nested deeply
             match pending.pop():
                 case str() as text if _SURROGATE.search(text):
                     raise ValueError("a text holds half a surrogate pair, which is no character")
+                case str() as text if "\0" in text:
+                    raise ValueError("a text holds the character NUL")
                 case dict() as members:
                     pending += [*members, *members.values()]
                 case list() as values:

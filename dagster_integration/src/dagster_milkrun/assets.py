@@ -11,14 +11,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Unpack, get_type_hints, overload
+from typing import Any, Unpack, get_args, get_type_hints, overload
 
 import dagster as dg
 
 import milkrun as mr
 from dagster_milkrun import _host, runs
 from dagster_milkrun.failures import failure
-from dagster_milkrun.options import InferOptions, MilkrunOptions, OpOptions, Options, OutOptions
+from dagster_milkrun.options import InferOptions, MilkrunOptions, Mode, OpOptions, Options, OutOptions
 from dagster_milkrun.resources import MilkrunResource, opened
 from dagster_milkrun.results import FORMS, Form, form_of, job_metadata, value_metadata
 from dagster_milkrun.runs import State
@@ -62,6 +62,7 @@ def build_milkrun_asset(
     op_name = "__".join(key.path)
     form = FORMS[form_of(rows, own.get("results_as"))]
     resource_key = own.get("resource_key", "milkrun")
+    _checked(own.get("mode", "deferred"))
     body = _Body(
         rows=rows,
         key=key,
@@ -109,6 +110,12 @@ def milkrun_asset(
     if rows is not None:
         return build_milkrun_asset(rows)
     return lambda function: build_milkrun_asset(function, name=name, **options)
+
+
+def _checked(mode: str) -> str:
+    if mode not in get_args(Mode):
+        raise ValueError(f"the mode is one of {', '.join(get_args(Mode))}, not {mode!r}")
+    return mode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,7 +224,7 @@ class _Body:
     def _mode(self, context: dg.AssetExecutionContext) -> str:
         tagged = context.run.tags.get(runs.MODE)
         if tagged is not None:
-            return tagged
+            return _checked(tagged)
         # A run in the caller's own process (`dg.materialize`) has no code location whose sensor would follow it up.
         is_followed = _host.location_of_run(context.run) != _host.NO_LOCATION
         return self.own.get("mode", "deferred") if is_followed else "blocking"

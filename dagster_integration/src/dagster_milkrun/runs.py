@@ -88,7 +88,9 @@ def carrying(instance: dg.DagsterInstance, job_ids: Iterable[str]) -> dict[str, 
 
 def had_its_run(carrying_runs: Iterable[dg.DagsterRun]) -> bool:
     """Whether a job's second run was let go, came to its end, or was terminated."""
-    return any(is_stopped(run) or run.tags.get(STATE) in {State.ready, State.done} for run in carrying_runs)
+    # One that went on to submit for a further asset says that in its state, which told of its own job before.
+    seen = {State.ready, State.done, State.submitted, State.blocking}
+    return any(is_stopped(run) or run.tags.get(STATE) in seen for run in carrying_runs)
 
 
 def mark(instance: dg.DagsterInstance, run_id: str, state: State) -> None:

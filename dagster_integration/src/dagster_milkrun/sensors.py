@@ -130,11 +130,19 @@ class _Tick:
         repository = self.context.repository_def
         assert repository is not None
         asset = dg.AssetKey.from_user_string(job.labels["milkrun/asset"])
-        onward = dg.AssetSelection.assets(asset).downstream().resolve(repository.asset_graph)
+        try:
+            onward = dg.AssetSelection.assets(asset).downstream().resolve(repository.asset_graph)
+            selected = sorted(onward & _host.selected_keys(repository, first))
+        except dg.DagsterError as error:  # of this job alone: the others' runs must not wait for ever
+            message = (
+                "The asset %s or the job of its run is not in this code location any more: job %s is left alone (%s)."
+            )
+            self.context.log.warning(message, asset.to_user_string(), job.id, error)
+            return
         self.requests.append(
             dg.RunRequest(
                 run_key=f"{job.id}:{state}",
-                asset_selection=sorted(onward & _host.selected_keys(repository, first)),
+                asset_selection=selected,
                 run_config=first.run_config,
                 tags=runs.tags_of_second(first, job_id=job.id, asset=asset.to_user_string(), state=state),
             )

@@ -113,6 +113,15 @@ class _Wait:
             others = [tag for tag in tags if tag != TAG and not tag.startswith(AWAITS)]
             client.update_flow_run(self.here.flow_run_id, tags=[*others, TAG, AWAITS + job.id])
 
+    def untag(self) -> None:
+        """Wait for no job any more: whoever suspends the run from now on has reasons of their own."""
+        if self.how is Defer.suspend and self.here.flow_run_id is not None:
+            with prefect() as client:
+                tags = client.read_flow_run(self.here.flow_run_id).tags
+                others = [tag for tag in tags if tag != TAG and not tag.startswith(AWAITS)]
+                if others != tags:
+                    client.update_flow_run(self.here.flow_run_id, tags=others)
+
     def come_back_later(self, job: mr.Job) -> NoReturn:
         """Give the run back to its worker, to be started again."""
         assert self.here.flow_run_id is not None
@@ -194,6 +203,7 @@ def infer(
             case _:
                 with suppress(mr.WaitTimeout):
                     wait_for(wait.credentials, job.id, left, _mover())
+    wait.untag()
     results = (fetch_results if here.is_flow_body else fetch_results.fn)(
         job.id, credentials=wait.credentials, max_failed_rows=max_failed_rows, preview_rows=preview_rows
     )
@@ -252,6 +262,7 @@ async def ainfer(
             case _:
                 with suppress(mr.WaitTimeout):
                     await await_for(wait.credentials, job.id, left, _mover())
+    await asyncio.to_thread(wait.untag)
     results = await (afetch_results if here.is_flow_body else afetch_results.fn)(
         job.id, credentials=wait.credentials, max_failed_rows=max_failed_rows, preview_rows=preview_rows
     )

@@ -122,7 +122,11 @@ class Resumer:
         going = {job.id for job in engine.jobs(ids=set(awaited.values())) if not job.is_terminal} if awaited else set()
         for run_id, job_id in awaited.items():
             if job_id not in going:
-                answer = server.resume_flow_run(run_id)
+                try:
+                    answer = server.resume_flow_run(run_id)
+                except _TROUBLE as error:  # of this run alone
+                    log.warning("could not resume flow run %s: %s", run_id, error)
+                    continue
                 if answer.status == SetStateStatus.ACCEPT:  # otherwise somebody else was faster
                     log.info("resumed flow run %s: job %s has ended", run_id, job_id)
 

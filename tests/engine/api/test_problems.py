@@ -189,6 +189,7 @@ async def test_a_request_that_is_wrong_is_told_where_and_not_repeated(api: Api, 
         '"idempotency_key": "\\udfff"', '"spec": {"prompt": "{\\ud800}"}', '"spec": {"system_prompt": "\\ud83d."}',
         '"spec": {"sampling": {"stop": ["\\ud800"]}}', '"spec": {"output_schema": {"choices": ["a", "\\ud800"]}}',
         '"spec": {"output_schema": {"json_schema": {"properties": {"\\ud800": {}}}}}',
+        '"name": "a\\u0000b"', '"labels": {"a": "\\u0000"}', '"idempotency_key": "\\u0000"',
     ],
 )  # fmt: skip
 async def test_half_a_surrogate_pair_is_refused(api: Api, part: str) -> None:

@@ -158,13 +158,13 @@ async def test_no_answer_and_no_receiver_are_failures(world: World) -> None:
 
 
 @pytest.mark.parametrize("kind", ["generic", "prefect_resume"])
-async def test_of_an_answer_64_kilobytes_are_read(world: World, kind: str) -> None:
+async def test_of_an_answer_a_megabyte_is_read(world: World, kind: str) -> None:
     with Receiver(lambda _heard: Reply(body=b" " * 1_000_000, repeat_body=200)) as receiver:
         ended(world, f"{receiver.url}/api/flow_runs/1/resume", kind=kind)
         async with duty(world, seconds=10) as callbacks:
             await send_due(callbacks)
         await asyncio.sleep(0.2)
-        assert MAX_ANSWER_BYTES <= 64_000
+        assert MAX_ANSWER_BYTES <= 1_000_000
         assert receiver.sent_bytes < 50_000_000, "what the system's buffers took"
 
 
@@ -245,6 +245,7 @@ class Prefect:
     def __init__(self, *states: str) -> None:
         self.states = list(states)  #: one a resume; the last one stays
         self.failing = 0  #: so many requests are answered with 500
+        self.tags: list[str] = []
 
     def __call__(self, heard: Heard) -> Reply:
         if self.failing:
@@ -256,7 +257,8 @@ class Prefect:
         if heard.method == "GET":
             if len(self.states) > 1:
                 self.states.pop(0)
-            return self._json({"id": "run_1", "state_type": state, "state": {"type": state, "name": state.title()}})
+            facts = {"state_type": state, "state": {"type": state, "name": state.title()}, "tags": self.tags}
+            return self._json({"id": "run_1", **facts})
         if state == "PAUSED":
             return self._json({"status": "ACCEPT", "state": {"type": "SCHEDULED"}, "details": {"type": "accept"}})
         reason = "Cannot resume a flow run that is not paused."
@@ -270,20 +272,32 @@ class Prefect:
 HEADERS = {"Authorization": "Basic dTpw"}
 
 
-async def resume(world: World, prefect: Callable[[Heard], Reply], *, attempts: int, path: str = "run_1") -> list[Heard]:
+async def resume(
+    world: World,
+    prefect: Callable[[Heard], Reply],
+    *,
+    attempts: int,
+    path: str = "run_1",
+    tagged: bool = True,
+    apart: float = 4,
+) -> list[Heard]:
     """Let a job end and try to resume its run so often, a few seconds apart."""
     with Receiver(prefect) as receiver:
-        ended(world, f"{receiver.url}/api/flow_runs/{path}/resume", kind=CallbackKind.prefect_resume, headers=HEADERS)
+        url = f"{receiver.url}/api/flow_runs/{path}/resume"
+        job_id = ended(world, url, kind=CallbackKind.prefect_resume, headers=HEADERS)
+        if isinstance(prefect, Prefect):
+            prefect.tags = ["a user's", f"milkrun:{job_id if tagged else 'job_of_another_step'}"]
         async with duty(world) as callbacks:
             for _ in range(attempts):
                 if world.store.callbacks.due(1):
                     await send_due(callbacks)
-                world.advance(4)
+                world.advance(apart)
     return receiver.heard
 
 
 async def test_a_suspended_run_is_resumed(world: World) -> None:
-    [heard] = await resume(world, Prefect("PAUSED"), attempts=1)
+    looked, heard = await resume(world, Prefect("PAUSED"), attempts=1)
+    assert ("GET", "/api/flow_runs/run_1") == (looked.method, looked.path)
     assert ("POST", "/api/flow_runs/run_1/resume", "Basic dTpw") == (
         heard.method, heard.path, heard.headers["authorization"]
     )  # fmt: skip
@@ -292,11 +306,29 @@ async def test_a_suspended_run_is_resumed(world: World) -> None:
 
 async def test_a_run_that_has_not_suspended_yet_is_tried_again_until_it_has(world: World) -> None:
     heard = await resume(world, Prefect("SCHEDULED", "PENDING", "RUNNING", "PAUSED"), attempts=4)
-    assert ["POST", "GET"] * 3 + ["POST"] == [request.method for request in heard]
+    assert ["GET"] * 4 + ["POST"] == [request.method for request in heard]
     assert {"/api/flow_runs/run_1"} == {request.path for request in heard if request.method == "GET"}
     assert {"Basic dTpw"} == {request.headers["authorization"] for request in heard}
-    assert 1 == len({request.headers["webhook-id"] for request in heard if request.method == "POST"})
     assert [("delivered", 4, None)] == marks(world)
+
+
+async def test_a_run_that_waits_for_something_else_is_left_alone(world: World) -> None:
+    """A person's word, or another job's end: after some minutes it will not suspend for this one any more."""
+    heard = await resume(world, Prefect("PAUSED"), attempts=12, tagged=False, apart=90)
+    assert {"GET"} == {request.method for request in heard}
+    [(state, _, reason)] = marks(world)
+    assert ("given_up", "the flow run is PAUSED, not for this job") == (state, reason)
+
+
+async def test_a_run_that_was_resumed_by_another_meanwhile_is_looked_at_again(world: World) -> None:
+    class Faster(Prefect):
+        def __call__(self, heard: Heard) -> Reply:
+            if heard.method == "POST":
+                self.states = ["RUNNING"]
+            return super().__call__(heard)
+
+    await resume(world, Faster("PAUSED"), attempts=1)
+    assert [("pending", 1, "the flow run was not suspended any more")] == marks(world)
 
 
 @pytest.mark.parametrize("state", ["COMPLETED", "FAILED", "CANCELLED", "CRASHED", "CANCELLING"])
@@ -321,7 +353,7 @@ async def test_a_prefect_that_answers_500_is_asked_again_within_seconds(world: W
 @pytest.mark.parametrize("body", [b"<html>a proxy's page</html>", b"[]", b'{"status": 1}', b"[" * 100_000, b""])
 async def test_an_answer_that_is_not_prefects_is_a_failure(world: World, body: bytes) -> None:
     await resume(world, lambda _heard: Reply(200, body), attempts=1)
-    assert [("pending", 1, "it answered 200 and no verdict of Prefect's")] == marks(world)
+    assert [("pending", 1, "it answered 200 and no state of the flow run")] == marks(world)
 
 
 # What stays secret --------------------------------------------------------------------------------------------------

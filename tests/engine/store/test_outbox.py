@@ -12,7 +12,7 @@ from milkrun.status import JobStatus, Reuse
 from milkrun_engine.domain.callbacks import CallbackState
 from milkrun_engine.domain.errors import StaleClaim
 from milkrun_engine.domain.jobs import NewJob
-from milkrun_engine.store.schema import callbacks
+from milkrun_engine.store.schema import callbacks, jobs
 
 CALLBACK: dict[str, Any] = {
     "kind": "generic",
@@ -101,6 +101,16 @@ def test_a_row_comes_again_until_it_is_marked(world: World) -> None:
     world.store.callbacks.mark(due.id, CallbackState.pending, "a mark that comes late")
     assert world.store.callbacks.due(10) == []
     assert [("delivered", 2)] == [(row.state, row.attempts) for row in outbox(world)]
+
+
+@pytest.mark.parametrize("state", CallbackState)
+def test_what_was_delivered_is_forgotten(world: World, state: CallbackState) -> None:
+    """Its headers hold keys of the receiver's; what was given up may be sent again by hand."""
+    job_id = world.prepared([None], callback=CALLBACK)
+    world.store.callbacks.mark(outbox(world)[0].id, state, None)
+    with world.store.database.read() as connection:
+        kept = connection.execute(select(jobs.c.callback).where(jobs.c.id == job_id)).scalar_one()
+    assert kept == (None if state is CallbackState.delivered else CALLBACK)
 
 
 def test_soon_means_neither_in_hours_nor_of_a_job_long_over(world: World) -> None:

@@ -20,7 +20,8 @@ from milkrun_engine.domain.callbacks import Attempt, DueCallback
 from milkrun_engine.service.egress import Egress, ForbiddenAddress
 
 ATTEMPT_SECONDS = 15.0
-MAX_ANSWER_BYTES = 64_000
+MAX_ANSWER_BYTES = 1_000_000  # a flow run comes with its parameters
+_SUSPENDS_WITHIN_SECONDS = 600.0
 _GONE = {404, 410}
 _RESUME = "/resume"
 #: states of a Prefect flow run that will never suspend, or suspend again
@@ -65,27 +66,35 @@ class Sender:
         return Attempt.unwanted if status == 410 else Attempt.failed, f"it answered {status}"
 
     async def _resume(self, due: DueCallback) -> tuple[Attempt, str | None]:
-        """Prefect answers 200 also when it does nothing: its words count."""
+        """
+        Resume a flow run that is suspended for this job, and no other: it may wait for a person's word.
+
+        Its tags say for which job it is (`milkrun:<job id>`). Prefect answers 200 also when it does nothing: its words
+        count.
+        """
         url = httpx.URL(due.url)
-        status, answer = await self._ask("POST", url, headers(due), message(due))
+        status, answer = await self._ask("GET", url.copy_with(path=url.path.removesuffix(_RESUME)), due.headers)
         if status in _GONE:
             return Attempt.unwanted, f"it answered {status}: there is no such flow run"
-        verdict = _member(answer, "status") if 200 <= status < 300 else None
+        run = _object(answer) if status == 200 else {}
+        state = (run.get("state") or {}).get("type") if isinstance(run.get("state"), dict) else run.get("state_type")
+        if state in _RUN_IS_OVER:
+            return Attempt.unwanted, f"the flow run is {state}"
+        if state not in _RUN_GOES_ON:
+            return Attempt.failed, f"it answered {status} and no state of the flow run"
+        tags = run.get("tags")
+        is_ours = isinstance(tags, list) and f"milkrun:{due.job_id}" in tags
+        if state != "PAUSED" or not is_ours:
+            # It tags itself, looks and suspends within moments, or went on without suspending.
+            late = not is_ours and due.age_seconds > _SUSPENDS_WITHIN_SECONDS
+            return Attempt.unwanted if late else Attempt.too_early, f"the flow run is {state}, not for this job"
+        status, answer = await self._ask("POST", url, headers(due), message(due))
+        verdict = _object(answer).get("status") if 200 <= status < 300 else None
         if verdict == "ACCEPT":
             return Attempt.delivered, None
-        if verdict is None:
-            return Attempt.failed, f"it answered {status} and no verdict of Prefect's"
-        return await self._look(url.copy_with(path=url.path.removesuffix(_RESUME)), due)
-
-    async def _look(self, url: httpx.URL, due: DueCallback) -> tuple[Attempt, str | None]:
-        """Why a run was not resumed: it has not suspended yet, or it is over."""
-        status, answer = await self._ask("GET", url, due.headers)
-        if status in _GONE:
-            return Attempt.unwanted, f"it answered {status}: there is no such flow run"
-        state = _member(answer, "state", "type") or _member(answer, "state_type")
-        if status != 200 or state not in _RUN_IS_OVER | _RUN_GOES_ON:
-            return Attempt.failed, f"it answered {status} and no state of the flow run"
-        return Attempt.unwanted if state in _RUN_IS_OVER else Attempt.too_early, f"the flow run is {state}"
+        if verdict == "ABORT":
+            return Attempt.too_early, "the flow run was not suspended any more"
+        return Attempt.failed, f"it answered {status} and no verdict of Prefect's"
 
     async def _ask(
         self, method: str, url: httpx.URL, given: Mapping[str, str], content: bytes = b"", *, read: bool = True
@@ -155,12 +164,10 @@ async def _beginning(response: httpx.Response) -> bytes:
     return body[:MAX_ANSWER_BYTES]
 
 
-def _member(body: bytes, *path: str) -> str | None:
-    """A text in a JSON object; None when it is not there."""
+def _object(body: bytes) -> dict[str, Any]:
+    """A JSON object; an empty one for whatever else it is."""
     try:
         value = json.loads(body)
     except (ValueError, RecursionError):
-        return None
-    for name in path:
-        value = value.get(name) if isinstance(value, dict) else None
-    return value if isinstance(value, str) else None
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -110,6 +110,8 @@ class Dispatcher:
     async def stop(self) -> None:
         """Hand everything back: whole chunks are committed, leases released, replicas ended."""
         self._deaf()
-        await asyncio.gather(*(pool.stop() for pool in self.pools.values()))
-        await self._threads.write(self._store.chunks.release, self._owner)
-        await self._pool.stop()
+        try:
+            await asyncio.gather(*(pool.stop() for pool in self.pools.values()))
+            await self._threads.write(self._store.chunks.release, self._owner)
+        finally:  # also with a ledger that is away, which may be why
+            await self._pool.stop()

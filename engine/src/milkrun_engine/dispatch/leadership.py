@@ -6,6 +6,7 @@ not hang on it (the chunks' own leases see to that): two crews would only load e
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -50,8 +51,11 @@ class Leadership:
     async def _round(self) -> None:
         began = time.monotonic()
         post: Post | None = None
+        patience = _TRY_SECONDS
+        if self.crew is not None:  # it must stop in time, however long the ledger says nothing
+            patience = max(0.0, min(patience, self._held_until - _MARGIN_SECONDS - began))
         try:
-            async with asyncio.timeout(_TRY_SECONDS):
+            async with asyncio.timeout(patience):
                 facts = self.crew.facts() if self.crew else {}
                 post = await self._threads.elect(self._posts.take, DISPATCHER, self._me, LEASE_SECONDS, facts)
         except Exception:
@@ -60,9 +64,8 @@ class Leadership:
             self._held_until = began + LEASE_SECONDS
             if self.crew is None:
                 log.info("elected to dispatch", extra={"action": "elected", "term": post.term})
-                self.crew = self._make_crew()
-                await self.crew.start()
-        elif self.crew is not None and (post is not None or time.monotonic() > self._held_until - _MARGIN_SECONDS):
+                await self._appoint()
+        elif self.crew is not None and (post is not None or time.monotonic() >= self._held_until - _MARGIN_SECONDS):
             log.warning("the dispatcher's post is lost", extra={"action": "post_lost"})
             await self._dismiss()
         if post is not None:
@@ -74,9 +77,20 @@ class Leadership:
 
     async def stop(self) -> None:
         """Give the post up."""
-        if self.crew is not None:
+        try:
             await self._dismiss()
+        finally:
             await self._threads.elect(self._posts.leave, DISPATCHER, self._me)
+
+    async def _appoint(self) -> None:
+        crew = self._make_crew()
+        try:
+            await crew.start()
+        except BaseException:  # the next round tries again, or another process does
+            with contextlib.suppress(Exception):
+                await crew.stop()
+            raise
+        self.crew = crew
 
     async def _dismiss(self) -> None:
         crew, self.crew = self.crew, None

@@ -30,6 +30,7 @@ from milkrun_engine.store.input_files import InputFileRecord
 log = logging.getLogger(__name__)
 MAX_UPLOAD_BYTES = 200_000_000_000
 _SAFETY_READ_SECONDS = 30.0
+_SAFETY_READ_OF_SEVERAL_SECONDS = 5.0  # news between processes may be lost
 _CANCEL_BATCH = 100
 _SOON_SECONDS = 600.0
 _LONG_SECONDS = 3_600.0
@@ -281,7 +282,9 @@ class JobService:
                 jobs = [self._view(record) for record in page.jobs]
                 return Changes(jobs=jobs, cursor=page.cursor, more=page.more)
             after = page.cursor
-            await self._wait(change, min(left, _SAFETY_READ_SECONDS))
+            shared = self._store.database.is_shared
+            safety = _SAFETY_READ_OF_SEVERAL_SECONDS if shared else _SAFETY_READ_SECONDS
+            await self._wait(change, min(left, safety))
 
     async def _wait(self, change: asyncio.Event, seconds: float) -> None:
         waits = [asyncio.create_task(event.wait()) for event in (change, self._stopping)]

@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, Connection, func, insert, select, update
 from milkrun.status import CallbackKind, JobStatus
 from milkrun_engine.domain.callbacks import CallbackState, DueCallback
 from milkrun_engine.domain.ids import new_id
-from milkrun_engine.store.database import Database, scalar
+from milkrun_engine.store.database import Database, scalar, transaction
 from milkrun_engine.store.records import SqlRow
 from milkrun_engine.store.schema import callbacks, jobs
 
@@ -60,9 +60,17 @@ class Callbacks:
         with self._database.read() as connection:
             return [_due(row) for row in connection.execute(query)]
 
+    @transaction
     def mark(self, callback_id: str, state: CallbackState, error: str | None, delay_seconds: float = 0.0) -> None:
-        """Count an attempt and say what became of it; a pending one is due again after the delay."""
+        """
+        Count an attempt and say what became of it; a pending one is due again after the delay.
+
+        What a delivered one was made of is forgotten: its headers hold keys of the receiver's.
+        """
         with self._database.write() as connection:
+            if state is CallbackState.delivered:
+                its_job = select(callbacks.c.job_id).where(callbacks.c.id == callback_id).scalar_subquery()
+                connection.execute(update(jobs).where(jobs.c.id == its_job).values(callback=None))
             connection.execute(
                 update(callbacks)
                 .where(callbacks.c.id == callback_id, callbacks.c.state == CallbackState.pending)

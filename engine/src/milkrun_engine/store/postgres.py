@@ -24,7 +24,13 @@ _CHANNEL = "milkrun"
 _LISTEN_SECONDS = 0.5  # so soon a listener sees that it is to stop
 _CONFLICTS = {"40001", "40P01"}  # serialization_failure, deadlock_detected
 #: a peer that is silently gone is noticed within half a minute, not after the kernel's two hours
-_KEEPALIVES: dict[str, Any] = {"keepalives": 1, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
+_KEEPALIVES: dict[str, Any] = {
+    "keepalives": 1,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 25_000,
+}
 
 
 class PostgresDatabase(Database):
