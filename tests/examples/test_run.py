@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.model, pytest.mark.slow, pytest.ma
 
 
 def run(data_dir: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "MILKRUN_DATA_DIR": str(data_dir), "COLUMNS": "100"}
+    environment = {**os.environ, "MILKRUN_DATA_DIR": str(data_dir), "COLUMNS": "300"}
     command = [sys.executable, str(ROOT / "examples" / "run.py"), *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
