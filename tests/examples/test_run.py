@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 
 from milkrun import local
@@ -36,7 +35,7 @@ def test_four_routes_agree(tmp_path):
     for words in ("Python SDK", "Airflow", "Dagster", "Prefect", "deferred trigger", "suspended"):
         assert words in table
     assert engine is not None
-    assert not psutil.pid_exists(engine.pid)
+    assert local.find(tmp_path) is None
 
 
 def test_a_wrong_route_is_refused(tmp_path):
