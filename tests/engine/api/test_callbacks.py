@@ -19,7 +19,7 @@ from milkrun_engine.serve import _stop_when_idle
 pytestmark = pytest.mark.anyio
 SECRET = "whsec_Y2FuYXJ5IG9mIGEgc2VjcmV0IG9mIGEgdGVzdC4="
 HEADERS = {"Authorization": "Bearer canary-of-a-header"}
-SECONDS = 1.0
+SECONDS = 3.0  # a tenth of one on a machine that does nothing else
 
 
 async def ends(api: Api, receiver: Receiver, how: str) -> str:
@@ -36,7 +36,7 @@ async def ends(api: Api, receiver: Receiver, how: str) -> str:
 
 
 @pytest.mark.parametrize("how", ["commit", "last window", "cancel", "cancel by label"])
-async def test_a_receiver_hears_within_a_second_of_the_end(tmp_path: Path, how: str) -> None:
+async def test_a_receiver_hears_soon_after_the_end(tmp_path: Path, how: str) -> None:
     with Receiver() as receiver:
         async with serve(tmp_path, duties=True) as api:
             job_id = await ends(api, receiver, how)
