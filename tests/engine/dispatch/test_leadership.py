@@ -56,14 +56,36 @@ async def test_the_elected_one_has_a_crew_and_the_other_its_facts(lead: Any) -> 
 
 
 async def test_a_crew_that_does_not_start_is_tried_again(lead: Any) -> None:
-    """The post must not be kept by a process without duties."""
-    one, log = lead("one", fails=2)
+    """The post must not be kept by a process without duties: another one may take it meanwhile."""
+    (one, log), (two, two_log) = lead("one", fails=2), lead("two")
     for _ in range(2):
-        with pytest.raises(ConnectionError):
-            await one.run_once()
+        await one.run_once()
+        await asyncio.sleep(0.1)
         assert one.crew is None
-    await one.run_once()
-    assert ["start", "stop", "start", "stop", "start"] == log
+    await two.run_once()
+    assert ["start", "stop", "start", "stop"] == log
+    assert ["start"] == two_log
+
+
+async def test_the_lease_is_renewed_while_a_crew_starts(lead: Any, world: World) -> None:
+    """Ray takes longer to start than a lease lasts."""
+    (one, log), (two, two_log) = lead("one"), lead("two")
+    started = asyncio.Event()
+    begin = Crew.start
+
+    async def slow(crew: Crew) -> None:
+        await started.wait()
+        await begin(crew)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Crew, "start", slow)
+        for _ in range(3):
+            await one.run_once()
+            world.advance(LEASE_SECONDS - 1)
+            await two.run_once()
+        started.set()
+        await asyncio.sleep(0.1)
+    assert (["start"], []) == (log, two_log)
     assert one.crew is not None
 
 

@@ -39,6 +39,7 @@ class Leadership:
         self._make_crew = make_crew
         self._held_until = 0.0
         self._told: Mapping[str, Any] = {}
+        self._starting: asyncio.Task[None] | None = None
         self.crew: Crew | None = None
 
     async def run_once(self) -> None:
@@ -52,7 +53,7 @@ class Leadership:
         began = time.monotonic()
         post: Post | None = None
         patience = _TRY_SECONDS
-        if self.crew is not None:  # it must stop in time, however long the ledger says nothing
+        if self.crew or self._starting:  # it must stop in time, however long the ledger says nothing
             patience = max(0.0, min(patience, self._held_until - _MARGIN_SECONDS - began))
         try:
             async with asyncio.timeout(patience):
@@ -62,10 +63,13 @@ class Leadership:
             log.warning("the ledger does not answer", exc_info=True, extra={"action": "election_failed"})
         if post is not None and post.holder == self._me:
             self._held_until = began + LEASE_SECONDS
-            if self.crew is None:
+            if self.crew is None and self._starting is None:
                 log.info("elected to dispatch", extra={"action": "elected", "term": post.term})
-                await self._appoint()
-        elif self.crew is not None and (post is not None or time.monotonic() >= self._held_until - _MARGIN_SECONDS):
+                # Beside the rounds that renew the lease: Ray takes longer to start than a lease lasts.
+                self._starting = asyncio.create_task(self._appoint())
+        elif (self.crew or self._starting) and (
+            post is not None or time.monotonic() >= self._held_until - _MARGIN_SECONDS
+        ):
             log.warning("the dispatcher's post is lost", extra={"action": "post_lost"})
             await self._dismiss()
         if post is not None:
@@ -86,13 +90,23 @@ class Leadership:
         crew = self._make_crew()
         try:
             await crew.start()
-        except BaseException:  # the next round tries again, or another process does
+            self.crew = crew
+        except BaseException as error:
             with contextlib.suppress(Exception):
                 await crew.stop()
-            raise
-        self.crew = crew
+            if not isinstance(error, Exception):
+                raise
+            # Another process may fare better; this one tries again when its turn comes.
+            log.exception("the crew did not start", extra={"action": "crew_failed"})
+            with contextlib.suppress(Exception):
+                await self._threads.elect(self._posts.leave, DISPATCHER, self._me)
+        finally:
+            self._starting = None
 
     async def _dismiss(self) -> None:
+        if self._starting is not None:
+            self._starting.cancel()
+            await asyncio.gather(self._starting, return_exceptions=True)
         crew, self.crew = self.crew, None
         if crew is not None:
             await crew.stop()
