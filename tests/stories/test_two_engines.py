@@ -4,6 +4,7 @@ Two engines on one Postgres: one dispatches, both answer, and when one dies the 
 
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,19 @@ def holder(place: Place) -> str | None:
     return str(found[0]["holder"]) if found else None
 
 
+@contextmanager
+def frozen(engine: Server) -> Iterator[None]:
+    """An engine and its replicas, stopped as by SIGSTOP."""
+    family = [psutil.Process(engine.pid), *psutil.Process(engine.pid).children(recursive=True)]
+    for process in family:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in family:
+            process.resume()
+
+
 def test_a_job_submitted_to_either_is_seen_by_both(pair: tuple[Server, Server]) -> None:
     """The one that does not dispatch answers too, and its waiters hear of an end at once."""
     first, second = pair
@@ -62,7 +76,8 @@ def test_the_other_engine_takes_over(pair: tuple[Server, Server], place: Place, 
     with second.client() as client:
         job_id = client.infer(texts)
         wait_for(lambda: client.job(job_id).rows_succeeded > ROWS // 4, what="a quarter of the rows")
-        second.interruptions.append(first.kill() if stop is signal.SIGKILL else first.stop())
+        with frozen(second):  # else it claims what the first gives back before that was read
+            second.interruptions.append(first.kill() if stop is signal.SIGKILL else first.stop())
         wait_for(lambda: holder(place) != before, what="the other's election", seconds=15)
         client.wait(job_id, timeout=60)
     second.echo_log.write_bytes(first.echo_log.read_bytes() + second.echo_log.read_bytes())
@@ -76,13 +91,9 @@ def test_a_frozen_dispatcher_finds_its_post_lost(pair: tuple[Server, Server], pl
     with second.client() as client:
         job_id = client.infer(texts)
         wait_for(lambda: client.job(job_id).rows_succeeded > ROWS // 4, what="a quarter of the rows")
-        family = [psutil.Process(first.pid), *psutil.Process(first.pid).children(recursive=True)]
         before = holder(place)
-        for process in family:
-            process.suspend()
-        wait_for(lambda: holder(place) != before, what="the other's election", seconds=15)
-        for process in family:
-            process.resume()
+        with frozen(first):
+            wait_for(lambda: holder(place) != before, what="the other's election", seconds=15)
         client.wait(job_id, timeout=60)
         assert ROWS == client.job(job_id).rows_succeeded
         results = client.await_job_results(job_id).to_list()
