@@ -5,6 +5,7 @@ What both clients are before any I/O: their settings, and the checks of their ar
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -20,7 +21,8 @@ from milkrun.settings import Settings
 from milkrun.status import FeedEvents, JobStatus, Reuse
 
 _SPEC = ("kind", "model", "system_prompt", "key_column")
-_REQUEST = ("reuse", "on_mismatch", "name", "description", "external_url", "callback")
+_REQUEST = ("reuse", "on_mismatch", "abort_after_failed_rows", "name", "description", "external_url", "callback")
+_SAID = {"priority": "job_priority", "completion_window_seconds": "completion_window"}  # the arguments' names
 
 
 class BaseClient:
@@ -74,13 +76,14 @@ class BaseClient:
                     **source,
                     spec=spec,
                     priority=given["job_priority"],
+                    completion_window_seconds=_seconds(given.get("completion_window")),
                     labels=dict(given.get("labels", {})),
                     idempotency_key=key,
                     submission_id=submission_id,
                 )
             except ValidationError as error:
                 first = error.errors()[0]
-                where = ".".join(str(part) for part in first["loc"]).replace("priority", "job_priority")
+                where = ".".join(_SAID.get(str(part), str(part)) for part in first["loc"])
                 raise ValueError(f"{where}: {first['msg']}" if where else first["msg"]) from None
 
         checked = request(rows=[])
@@ -110,19 +113,32 @@ class BaseClient:
     def _jobs(
         self,
         limit: int | None,
-        status: JobStatus | str | None,
+        status: JobStatus | str | Iterable[JobStatus | str] | None,
         labels: Mapping[str, str] | None,
+        name: str | None,
+        created_after: datetime | None,
+        created_before: datetime | None,
         ids: Iterable[str] | None,
     ) -> Operation[list[wire.Job]]:
         if ids is not None:
-            if isinstance(ids, str) or status is not None or labels:
+            if isinstance(ids, str) or any((status, labels, name, created_after, created_before)):
                 raise TypeError("ids= takes a list of job ids, and goes alone")
             return _operations.jobs_by_id(self._link, list(ids))
         return _operations.jobs(
-            self._link, limit=limit, status=None if status is None else JobStatus(status), labels=labels
+            self._link,
+            limit=limit,
+            statuses=[JobStatus(each) for each in ([status] if isinstance(status, str) else status or ())],
+            labels=labels,
+            name=name,
+            created_after=created_after and created_after.astimezone(),
+            created_before=created_before and created_before.astimezone(),
         )
 
     def _changes(
         self, after: str | None, wait: float, on: FeedEvents | str, labels: Mapping[str, str] | None, limit: int | None
     ) -> Operation[wire.Changes]:
         return _operations.changes(self._link, after=after, wait=wait, on=FeedEvents(on), labels=labels, limit=limit)
+
+
+def _seconds(window: float | timedelta | None) -> float | None:
+    return window.total_seconds() if isinstance(window, timedelta) else window

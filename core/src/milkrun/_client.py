@@ -4,6 +4,7 @@
 
 import os
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from datetime import datetime
 from typing import Any, Self, Unpack
 
 import httpx
@@ -96,13 +97,22 @@ class Milkrun(BaseClient):
     def jobs(
         self,
         limit: int | None = 100,
-        status: JobStatus | str | None = None,
+        status: JobStatus | str | Iterable[JobStatus | str] | None = None,
         labels: Mapping[str, str] | None = None,
         *,
+        name: str | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
         ids: Iterable[str] | None = None,
     ) -> list[wire.Job]:
-        """Return jobs, newest first; or those of the `ids`, any number, that exist, in no order."""
-        return self._driver.run(self._jobs(limit, status, labels, ids))
+        """
+        Return jobs, newest first; or those of the `ids`, any number, that exist, in no order.
+
+        All filters that are given must hold: one of the statuses, every label, the whole name (or its beginning and
+        `*`), submitted after and before these times (local ones unless they say otherwise).
+        """
+        wanted = self._jobs(limit, status, labels, name, created_after, created_before, ids)
+        return self._driver.run(wanted)
 
     def wait(self, job_id: str, timeout: float | None = None, on_progress: Progress | None = None) -> wire.Job:
         """
@@ -186,6 +196,22 @@ class Milkrun(BaseClient):
     def cancel_labelled(self, labels: Mapping[str, str]) -> list[wire.Job]:
         """Stop every live job that carries all of the labels, and return them."""
         return self._driver.run(_operations.cancel_labelled(self._link, labels))
+
+    def pause(self, job_id: str) -> wire.Job:
+        """
+        Let the engine start no more rows of the job; those that the model has already are finished.
+
+        An ended job is a `Conflict` (`already_ended`).
+        """
+        return self._driver.run(_operations.control(self._link, job_id, "pause"))
+
+    def resume(self, job_id: str) -> wire.Job:
+        """Let a paused job go on, at the place in the queue that it had. An ended job is a `Conflict`."""
+        return self._driver.run(_operations.control(self._link, job_id, "resume"))
+
+    def delete(self, job_id: str) -> None:
+        """Delete an ended job with its results and its input; one that is alive is a `Conflict` (`not_ended`)."""
+        self._driver.run(_operations.delete(self._link, job_id))
 
     def models(self) -> list[wire.ModelInfo]:
         """Return the models that jobs may name."""
@@ -273,13 +299,22 @@ class AsyncMilkrun(BaseClient):
     async def jobs(
         self,
         limit: int | None = 100,
-        status: JobStatus | str | None = None,
+        status: JobStatus | str | Iterable[JobStatus | str] | None = None,
         labels: Mapping[str, str] | None = None,
         *,
+        name: str | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
         ids: Iterable[str] | None = None,
     ) -> list[wire.Job]:
-        """Return jobs, newest first; or those of the `ids`, any number, that exist, in no order."""
-        return await self._driver.run(self._jobs(limit, status, labels, ids))
+        """
+        Return jobs, newest first; or those of the `ids`, any number, that exist, in no order.
+
+        All filters that are given must hold: one of the statuses, every label, the whole name (or its beginning and
+        `*`), submitted after and before these times (local ones unless they say otherwise).
+        """
+        wanted = self._jobs(limit, status, labels, name, created_after, created_before, ids)
+        return await self._driver.run(wanted)
 
     async def wait(self, job_id: str, timeout: float | None = None, on_progress: Progress | None = None) -> wire.Job:
         """
@@ -363,6 +398,22 @@ class AsyncMilkrun(BaseClient):
     async def cancel_labelled(self, labels: Mapping[str, str]) -> list[wire.Job]:
         """Stop every live job that carries all of the labels, and return them."""
         return await self._driver.run(_operations.cancel_labelled(self._link, labels))
+
+    async def pause(self, job_id: str) -> wire.Job:
+        """
+        Let the engine start no more rows of the job; those that the model has already are finished.
+
+        An ended job is a `Conflict` (`already_ended`).
+        """
+        return await self._driver.run(_operations.control(self._link, job_id, "pause"))
+
+    async def resume(self, job_id: str) -> wire.Job:
+        """Let a paused job go on, at the place in the queue that it had. An ended job is a `Conflict`."""
+        return await self._driver.run(_operations.control(self._link, job_id, "resume"))
+
+    async def delete(self, job_id: str) -> None:
+        """Delete an ended job with its results and its input; one that is alive is a `Conflict` (`not_ended`)."""
+        await self._driver.run(_operations.delete(self._link, job_id))
 
     async def models(self) -> list[wire.ModelInfo]:
         """Return the models that jobs may name."""

@@ -10,6 +10,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,6 +32,7 @@ from milkrun.wire import Job, OutputSchema
 _EXITS = "Exit codes: 0 ok, 1 error, 2 wrong usage, 3 the job failed, was cancelled or expired, 4 the wait timed out."
 _SHOWN_ROWS = 20
 _ID_WIDTH = 26
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 app = typer.Typer(
     help="Batch LLM inference on your own machines.",
     epilog=_EXITS,
@@ -82,6 +84,8 @@ def submit(
     label: Labels = None,
     key_column: Annotated[str | None, typer.Option(help="The column that labels a row in the results.")] = None,
     idempotency_key: Annotated[str | None, typer.Option(help="The same key and inputs give the same job.")] = None,
+    window: Annotated[str | None, typer.Option(metavar="TIME", help="End as expired after this: 90m, 6h, 2d.")] = None,
+    abort_after: Annotated[int | None, typer.Option(min=1, help="Fail as soon as so many rows have failed.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the end.")] = False,
     timeout: Timeout = None,
     output: Output = None,
@@ -109,6 +113,8 @@ def submit(
             labels=_labels(label),
             key_column=key_column,
             idempotency_key=idempotency_key,
+            completion_window=_span(window),
+            abort_after_failed_rows=abort_after,
         )
         job = submitted.job
         if not wait and output is None:
@@ -165,13 +171,18 @@ def results(
 def jobs(
     context: typer.Context,
     limit: Annotated[int, typer.Option(min=1, help="How many, newest first.")] = 20,
-    state: Annotated[JobStatus | None, typer.Option("--status", help="Only those.")] = None,
+    state: Annotated[list[JobStatus] | None, typer.Option("--status", help="Only those; may be repeated.")] = None,
     label: Labels = None,
+    name: Annotated[str | None, typer.Option(help="The whole name, or its beginning and *.")] = None,
+    since: Annotated[str | None, typer.Option(metavar="WHEN", help="Submitted after: 90m, 6h, 2d or a date.")] = None,
+    before: Annotated[str | None, typer.Option(metavar="WHEN", help="Submitted before.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first."""
     with Milkrun(**context.obj) as client:
-        found = client.jobs(limit, state, _labels(label))
+        found = client.jobs(
+            limit, state, _labels(label), name=name, created_after=_instant(since), created_before=_instant(before)
+        )
     if as_json:
         typer.echo(json.dumps([job.model_dump(mode="json") for job in found]))
         return
@@ -197,6 +208,36 @@ def cancel(
     with Milkrun(**context.obj) as client:
         job = client.cancel(job_id, claim)
         _print(job, _facts(job), as_json=as_json)
+
+
+@app.command()
+def pause(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
+    """Start no more rows of a job; those that the model has already are finished."""
+    with Milkrun(**context.obj) as client:
+        job = client.pause(job_id)
+        _print(job, _facts(job), as_json=as_json)
+
+
+@app.command()
+def resume(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
+    """Let a paused job go on."""
+    with Milkrun(**context.obj) as client:
+        job = client.resume(job_id)
+        _print(job, _facts(job), as_json=as_json)
+
+
+@app.command()
+def delete(
+    context: typer.Context,
+    job_id: JobId,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Delete an ended job with its results and its input."""
+    if not yes:
+        typer.confirm(f"Delete job {job_id} with its results?", abort=True, err=True)
+    with Milkrun(**context.obj) as client:
+        client.delete(job_id)
+    _err.print(f"job {job_id} is deleted", highlight=False)
 
 
 def _finish(client: Milkrun, job_id: str, timeout: float | None, output: Path | None, *, as_json: bool) -> None:
@@ -252,6 +293,33 @@ def _read_schema(path: Path) -> OutputSchema:
         raise ValueError(f"{path} holds no JSON schema (a JSON object)") from error
 
 
+def _span(text: str | None) -> timedelta | None:
+    """A length of time: 90s, 30m, 6h, 2d."""
+    if text is None:
+        return None
+    number, unit = text[:-1], _UNITS.get(text[-1:])
+    try:
+        return timedelta(**{unit: float(number)} if unit else {"seconds": float(text)})
+    except (ValueError, OverflowError):
+        raise typer.BadParameter(f"{text!r} is no length of time; write 90s, 30m, 6h or 2d") from None
+
+
+def _instant(text: str | None) -> datetime | None:
+    """A date and time, or so long ago."""
+    if text is None:
+        return None
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except ValueError:
+        pass
+    try:
+        return datetime.now(UTC) - (_span(text) or timedelta())
+    except (typer.BadParameter, OverflowError):
+        raise typer.BadParameter(
+            f"{text!r} is no time; write 2026-11-24, 2026-11-24T08:00, or 6h for so long ago"
+        ) from None
+
+
 def _labels(pairs: list[str] | None) -> dict[str, str]:
     labels = dict(pair.partition("=")[::2] for pair in pairs or [])
     if not all(labels.values()) or "" in labels:
@@ -263,6 +331,12 @@ def _facts(job: Job) -> str:
     facts = {name: value for name, value in outcome.summary(job).items() if value is not None}
     if job.waiting_reason:
         facts["waiting_reason"] = job.waiting_reason
+    if job.queue:
+        facts["ahead"] = f"{job.queue.jobs_ahead:,} jobs, {job.queue.rows_ahead:,} rows"
+        if job.queue.estimated_seconds is not None:
+            facts["estimated end"] = f"in {timedelta(seconds=round(job.queue.estimated_seconds))}"
+    if job.expires_at and not job.is_terminal:
+        facts["expires"] = f"{job.expires_at.astimezone():%Y-%m-%d %H:%M:%S}"
     for code, count in job.row_errors.items():
         facts[code] = f"{count:,} (milkrun results {job.id} says why)"
     return "\n".join(f"{name:<24}{value}" for name, value in facts.items())

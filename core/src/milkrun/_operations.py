@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, TypeVar, cast
+from typing import IO, Any, TypeVar, Unpack, cast
 from uuid import uuid4
 
 import httpx
@@ -17,7 +17,7 @@ import httpx
 from milkrun import _inputs, _requests, _retry, hashing, local, wire
 from milkrun._drivers import Emit, Operation, Perform, Send, Sleep, Stream
 from milkrun._inputs import Prepared
-from milkrun._requests import Call, Endpoint
+from milkrun._requests import Call, Endpoint, Filters
 from milkrun.exceptions import Conflict, NotFound, UnexpectedResponse
 from milkrun.settings import Settings
 from milkrun.status import TERMINAL, FeedEvents, JobStatus, ResultFormat, Reuse
@@ -167,16 +167,15 @@ def jobs(
     link: Link,
     *,
     limit: int | None,
-    status: JobStatus | None,
-    labels: Mapping[str, str] | None,
     policy: _retry.Policy = _retry.QUICK,
+    **wanted: Unpack[Filters],
 ) -> Operation[list[wire.Job]]:
-    """List jobs, page by page."""
+    """List the jobs that are wanted, page by page."""
     found: list[wire.Job] = []
     before: str | None = None
     while limit is None or len(found) < limit:
         size = PAGE_JOBS if limit is None else min(PAGE_JOBS, limit - len(found))
-        call = _requests.get_jobs(limit=size, before=before, status=status, labels=labels)
+        call = _requests.get_jobs(limit=size, before=before, **wanted)
         page = _requests.read(wire.JobList, (yield from exchange(link, call, policy=policy)))
         found += page.jobs
         before = page.next
@@ -205,6 +204,16 @@ def cancel(link: Link, job_id: str, claim: int | None) -> Operation[wire.Job]:
 def cancel_labelled(link: Link, labels: Mapping[str, str]) -> Operation[list[wire.Job]]:
     """Stop all live jobs with these labels."""
     return _requests.read(wire.JobList, (yield from exchange(link, _requests.cancel_labelled(labels)))).jobs
+
+
+def control(link: Link, job_id: str, verb: str) -> Operation[wire.Job]:
+    """Pause or resume a job."""
+    return _requests.read(wire.Job, (yield from exchange(link, _requests.control(job_id, verb))))
+
+
+def delete(link: Link, job_id: str) -> Operation[None]:
+    """Delete an ended job."""
+    yield from exchange(link, _requests.delete(job_id))
 
 
 def models(link: Link) -> Operation[list[wire.ModelInfo]]:

@@ -6,6 +6,7 @@ import difflib
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from datetime import timedelta
 from typing import Any, TypedDict, TypeVar, cast, get_type_hints
 
 from milkrun.status import JobKind, OnMismatch, Reuse
@@ -31,6 +32,8 @@ class SubmitOptions(TypedDict, total=False):
     idempotency_key: str | None  #: the same key with the same inputs gives the same job
     reuse: Reuse | str  #: inputs_match, always or never
     on_mismatch: OnMismatch | str  #: fail or replace, when the key's job has other inputs
+    completion_window: float | timedelta | None  #: seconds until the job ends as expired, keeping what is done
+    abort_after_failed_rows: int | None  #: the job fails as soon as so many rows have failed, keeping what is done
     name: str | None
     description: str | None
     labels: Mapping[str, str] | None  #: to filter lists and the change feed by

@@ -6,10 +6,11 @@ No I/O and no state: the address and the key are added when a call is sent.
 
 import hashlib
 import json
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from importlib.metadata import version
-from typing import IO, Any, TypeVar
+from typing import IO, Any, TypedDict, TypeVar, Unpack
 from urllib.parse import quote
 
 import anyio.to_thread
@@ -38,6 +39,7 @@ _NEXT: Mapping[str, str] = {
     "unknown_model": "See models() for the names this engine knows.",
     "idempotency_mismatch": 'Use another key, or on_mismatch="replace" to let the new inputs take this one.',
     "inputs_differ": "Submit the rows again under this key.",
+    "not_ended": "Wait for its end, or cancel it.",
     "stale_claim": "A newer attempt owns the job; leave it to that one, or cancel without a claim.",
     "cursor_lost": "Read your jobs by id, then follow the feed from a fresh cursor.",
     "shutting_down": "Try again in a moment.",
@@ -144,17 +146,29 @@ def get_job(job_id: str) -> Call:
     return Call(method="GET", path=_job_path(job_id), about=job_id)
 
 
-def get_jobs(
-    *,
-    limit: int,
-    before: str | None = None,
-    status: JobStatus | None = None,
-    ids: Iterable[str] = (),
-    labels: Mapping[str, str] | None = None,
-) -> Call:
+class Filters(TypedDict, total=False):
+    """Which jobs a list shows; all that is given must hold."""
+
+    statuses: Sequence[JobStatus]  #: any of them
+    name: str | None  #: the whole name, or its beginning and `*`
+    created_after: datetime | None
+    created_before: datetime | None
+    labels: Mapping[str, str] | None  #: all of them
+
+
+def get_jobs(*, limit: int, before: str | None = None, ids: Iterable[str] = (), **wanted: Unpack[Filters]) -> Call:
     """List jobs, newest first."""
-    params = [("limit", str(limit)), ("before", before), ("status", status), ("ids", ",".join(ids) or None)]
-    return Call(method="GET", path="/api/jobs", params=_given(params, labels))
+    after, until = wanted.get("created_after"), wanted.get("created_before")
+    params = [
+        ("limit", str(limit)),
+        ("before", before),
+        *(("status", each) for each in wanted.get("statuses", ())),
+        ("name", wanted.get("name")),
+        ("created_after", after and after.isoformat()),
+        ("created_before", until and until.isoformat()),
+        ("ids", ",".join(ids) or None),
+    ]
+    return Call(method="GET", path="/api/jobs", params=_given(params, wanted.get("labels")))
 
 
 def cancel(job_id: str, claim: int | None) -> Call:
@@ -167,6 +181,16 @@ def cancel_labelled(labels: Mapping[str, str]) -> Call:
     """Stop all live jobs with these labels."""
     body = wire.CancelLabelledRequest(labels=dict(labels)).model_dump_json().encode()
     return Call(method="POST", path="/api/jobs/cancel", body=body)
+
+
+def control(job_id: str, verb: str) -> Call:
+    """Pause or resume a job."""
+    return Call(method="POST", path=f"{_job_path(job_id)}/{verb}", about=job_id)
+
+
+def delete(job_id: str) -> Call:
+    """Delete an ended job."""
+    return Call(method="DELETE", path=_job_path(job_id), about=job_id)
 
 
 def results_page(job_id: str, *, after: int, limit: int) -> Call:

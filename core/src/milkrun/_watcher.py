@@ -176,7 +176,7 @@ class Watcher:
         if len(ids) <= PAGE_JOBS:
             return self._jobs(ids)
         link, driver = self._client._link, self._client._driver  # noqa: SLF001 (the same package)
-        running = driver.run(jobs(link, limit=None, status=JobStatus.running, labels=None, policy=_retry.PATIENT))
+        running = driver.run(jobs(link, limit=None, statuses=[JobStatus.running], policy=_retry.PATIENT))
         wanted = set(ids)
         return [job for job in running if job.id in wanted]
 

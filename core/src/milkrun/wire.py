@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 from milkrun.status import TERMINAL, CallbackKind, InputFormat, JobKind, JobStatus, OnMismatch, Reuse
 
 MAX_INLINE_BYTES = 262_144  #: larger inputs are uploaded as a file first
+MAX_WINDOW_SECONDS = 366 * 86_400.0
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -110,6 +111,12 @@ class SubmitRequest(_Request):
     rows: list[Any] | None = None  #: small inputs; exactly one of `rows` and `input`
     input: InputRef | None = None
     priority: int = Field(default=1, ge=0, le=10)  #: smaller is sooner
+    completion_window_seconds: float | None = Field(
+        default=None, ge=1, le=MAX_WINDOW_SECONDS
+    )  #: from submit; the job ends as expired when it is over, and keeps what is done
+    abort_after_failed_rows: int | None = Field(
+        default=None, ge=1, le=2**53
+    )  #: the job fails as soon as so many rows have failed, and keeps what is done
     idempotency_key: str | None = Field(default=None, min_length=1, max_length=512)
     submission_id: str | None = Field(default=None, max_length=64)  #: one call of submit: its repeats get its job
     reuse: Reuse = Reuse.inputs_match
@@ -165,6 +172,19 @@ class JobFailure(_Answer):
     message: str
 
 
+class QueuePlace(_Answer):
+    """
+    What stands before a job in the queue of its model.
+
+    The estimate is the rows ahead and its own, over the rows that the model has answered a second of late; other
+    jobs that come in with a sooner priority, and rows unlike those of late, make it wrong.
+    """
+
+    jobs_ahead: int
+    rows_ahead: int
+    estimated_seconds: float | None = None  #: until it ends; unknown while the model answers nothing
+
+
 class Job(_Answer):
     """A job as it stands."""
 
@@ -173,7 +193,8 @@ class Job(_Answer):
     model: str
     status: JobStatus
     failure: JobFailure | None = None
-    waiting_reason: str | None = None  #: why no row runs just now: model_loading, …
+    waiting_reason: str | None = None  #: why no row runs just now: paused, disk_full, no_capacity, model_loading
+    queue: QueuePlace | None = None  #: what is ahead of it; only in `GET /api/jobs/{id}`, while it is not over
     paused: bool = False
     name: str | None = None
     description: str | None = None
@@ -183,6 +204,8 @@ class Job(_Answer):
     idempotency_key: str | None = None
     input_hash: str
     retry_of: str | None = None  #: the ended job whose key this one took
+    expires_at: datetime | None = None  #: when its completion window closes
+    abort_after_failed_rows: int | None = None
     created_at: datetime
     started_at: datetime | None = None  #: its first chunk was leased
     finished_at: datetime | None = None
@@ -253,6 +276,7 @@ class ModelInfo(_Answer):
     is_default: bool = False
     context_tokens: int | None = None  #: known once a replica has loaded it
     state: str  #: stopped, loading, ready, failing
+    rows_per_second: float | None = None  #: answered of late; unknown while it answers none
     detail: str | None = None
 
 
@@ -275,8 +299,8 @@ class Problem(_Answer):
     Every error answer (RFC 9457 problem details, `application/problem+json`).
 
     `code` is stable and what programs look at: invalid_request, missing_column, unknown_model, unauthenticated,
-    not_found, idempotency_mismatch, inputs_differ, stale_claim, cursor_lost, input_too_large, shutting_down,
-    integrity, internal.
+    not_found, idempotency_mismatch, inputs_differ, stale_claim, not_ended, already_ended, cursor_lost,
+    input_too_large, shutting_down, integrity, internal.
     """
 
     type: str = "about:blank"

@@ -24,6 +24,7 @@ from milkrun_engine.domain.ids import new_id
 from milkrun_engine.domain.models import ModelSpec
 from milkrun_engine.replicas.base import Pool
 from milkrun_engine.replicas.models import load_models
+from milkrun_engine.service.controls import JobControls
 from milkrun_engine.service.egress import Egress
 from milkrun_engine.service.jobs import JobService
 from milkrun_engine.service.relay import Relay
@@ -82,6 +83,7 @@ class Engine:
             links=links,
             egress=self._egress,
             waiting_reason=self._waiting_reason,
+            rows_per_second=lambda model: self.leadership.pools().get(model, {}).get("rows_per_second"),
         )
         self._tasks: list[asyncio.Task[None]] = []
         self._is_ready = False
@@ -111,7 +113,14 @@ class Engine:
             openapi_url="/api/openapi.json",
         )
         authenticator = Authenticator(self.store, self._threads)
-        app.include_router(routes.router(self.service, reader, self._threads, authenticator, self.models))
+        controls = JobControls(
+            store=self.store,
+            blobs=self._blobs,
+            threads=self._threads,
+            signals=self._signals,
+            view=self.service.view,
+        )
+        app.include_router(routes.router(self.service, controls, reader, self._threads, authenticator, self.models))
         app.include_router(pages.router(self.service, links, authenticator))
         errors.install(app)
         app.add_middleware(Limits, activity=self.activity)

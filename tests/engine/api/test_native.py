@@ -47,7 +47,8 @@ async def test_a_job_tells_all_that_was_given(api: Api) -> None:
     job = (await api.submit(**facts))["job"]
     assert {name: job[name] for name in facts} == facts
     assert (job["status"], job["model"], job["rows_total"]) == ("preparing", POOL, None)
-    assert job == (await api.mine.get(f"/api/jobs/{job['id']}")).json()
+    again = (await api.mine.get(f"/api/jobs/{job['id']}")).json()
+    assert again == {**job, "queue": {"jobs_ahead": 0, "rows_ahead": 0, "estimated_seconds": None}}
 
 
 async def test_an_ended_job_counts_its_rows_and_errors(api: Api) -> None:

@@ -79,6 +79,14 @@ async def shutting_down(api: Api, _: Any) -> httpx.Response:
     return await api.mine.post("/api/jobs", json={"rows": [SECRET]})
 
 
+async def not_ended(api: Api, _: Any) -> httpx.Response:
+    return await api.mine.delete(f"/api/jobs/{(await api.submit())['job']['id']}")
+
+
+async def already_ended(api: Api, _: Any) -> httpx.Response:
+    return await api.mine.post(f"/api/jobs/{await api.done()}/pause")
+
+
 async def integrity(api: Api, _: Any) -> httpx.Response:
     job_id = await api.done([SECRET])
     for path in api.world.blobs.root.glob(f"jobs/{job_id}/*.out_*"):
@@ -116,6 +124,8 @@ REACHED: list[tuple[Reach, int, str]] = [
     (idempotency_mismatch, 422, "idempotency_mismatch"),
     (inputs_differ, 409, "inputs_differ"),
     (stale_claim, 409, "stale_claim"),
+    (not_ended, 409, "not_ended"),
+    (already_ended, 409, "already_ended"),
     (cursor_lost, 410, "cursor_lost"),
     (body_too_large, 413, "input_too_large"),
     (upload_too_large, 413, "input_too_large"),

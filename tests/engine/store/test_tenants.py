@@ -9,6 +9,7 @@ from fix_store import World
 
 from milkrun.status import FeedEvents, InputFormat, JobStatus, OnMismatch
 from milkrun_engine.domain.errors import EngineError, InvalidRequest, NotFound
+from milkrun_engine.domain.jobs import JobFilter
 from milkrun_engine.store.input_files import InputFileRecord
 from milkrun_engine.store.tenants import new_key
 
@@ -48,10 +49,10 @@ def test_lists_and_feeds_hold_only_ones_own(world: World, job_id: str) -> None:
     store = world.store
     assert store.jobs.by_ids(OTHER, [job_id]) == []
     assert store.jobs.page(OTHER, limit=10) == []
-    assert store.jobs.page(OTHER, limit=10, labels={"team": "a"}) == []
+    assert store.jobs.page(OTHER, limit=10, wanted=JobFilter(labels={"team": "a"})) == []
     feed = store.feed.cursor(OTHER).rpartition(".")[0]
     assert store.feed.changes(OTHER, f"{feed}.0", FeedEvents.progress, {}, 10).jobs == []
-    assert [job_id] == [job.id for job in store.jobs.page(MINE, limit=10, labels={"team": "a"})]
+    assert [job_id] == [job.id for job in store.jobs.page(MINE, limit=10, wanted=JobFilter(labels={"team": "a"}))]
 
 
 def test_ones_change_does_not_move_the_others_feed(world: World, job_id: str) -> None:

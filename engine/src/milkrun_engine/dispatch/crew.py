@@ -11,7 +11,7 @@ from milkrun_engine.dispatch.callbacks import Callbacks
 from milkrun_engine.dispatch.delivery import Sender
 from milkrun_engine.dispatch.dispatcher import Dispatcher
 from milkrun_engine.dispatch.duty import repeat
-from milkrun_engine.dispatch.housekeeping import Progress, Rescuer, Sweeper
+from milkrun_engine.dispatch.housekeeping import Expirer, Progress, Rescuer, Sweeper
 from milkrun_engine.dispatch.preparer import Preparer
 from milkrun_engine.domain.models import ModelSpec
 from milkrun_engine.replicas.base import Pool
@@ -62,6 +62,7 @@ class Crew:
         self._preparer = Preparer(store=store, blobs=blobs, threads=threads, signals=signals, models=models)
         self._progress = Progress(store=store, threads=threads, signals=signals, recorder=self.dispatcher.recorder)
         self._rescuer = Rescuer(store=store, threads=threads, signals=signals)
+        self._expirer = Expirer(store=store, threads=threads, signals=signals)
         self._sweeper = Sweeper(store=store, blobs=blobs, threads=threads)
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -76,6 +77,7 @@ class Crew:
             repeat("preparer", self._preparer.run_once),
             repeat("progress", self._progress.run_once),
             repeat("rescuer", self._rescuer.run_once),
+            repeat("expirer", self._expirer.run_once),
             repeat("sweeper", self._sweeper.run_once),
             repeat("callbacks", self.callbacks.run_once),
             *self.dispatcher.duties(),
@@ -95,6 +97,11 @@ class Crew:
     def facts(self) -> Mapping[str, Mapping[str, object]]:
         """How each pool stands, for the processes beside this one."""
         return {
-            name: {"state": pool.state, "detail": pool.failure, "context_tokens": pool.context_tokens}
+            name: {
+                "state": pool.state,
+                "detail": pool.failure,
+                "context_tokens": pool.context_tokens,
+                "rows_per_second": pool.rows_per_second,
+            }
             for name, pool in self.dispatcher.pools.items()
         }

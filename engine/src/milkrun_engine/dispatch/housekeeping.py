@@ -1,5 +1,5 @@
 """
-Small duties that keep the ledger and the blobs in order: rescuer, progress, sweeper.
+Small duties that keep the ledger and the blobs in order: rescuer, expirer, progress, sweeper.
 """
 
 import asyncio
@@ -14,10 +14,13 @@ from milkrun_engine.store import Store
 
 log = logging.getLogger(__name__)
 _RESCUE_SECONDS = 2.0
+_EXPIRE_SECONDS = 1.0
+_EXPIRE_BATCH = 100
 _PROGRESS_SECONDS = 1.0
 _SWEEP_SECONDS = 3_600.0
 _SWEEP_AGE_SECONDS = 86_400.0
 _SWEEP_BATCH = 500
+_REMEMBERED_SECONDS = 30 * 86_400.0  # a reader of the feed that was away for longer begins anew
 
 
 class Rescuer:
@@ -35,6 +38,25 @@ class Rescuer:
             count = await self._threads.write(self._store.chunks.rescue)
             log.warning("leases rescued", extra={"action": "leases_rescued", "count": count})
             self._signals.to_dispatch.set()
+
+
+class Expirer:
+    """Ends the jobs whose completion window has closed."""
+
+    def __init__(self, *, store: Store, threads: Threads, signals: Signals) -> None:
+        self._store = store
+        self._threads = threads
+        self._signals = signals
+
+    async def run_once(self) -> None:
+        """Look once, after a pause."""
+        await asyncio.sleep(_EXPIRE_SECONDS)
+        if not await self._threads.read(self._store.controls.overdue):
+            return
+        for job_id, tenant_id in await self._threads.write(self._store.controls.expire, _EXPIRE_BATCH):
+            log.info("job ended", extra={"action": "job_ended", "job_id": job_id, "status": "expired"})
+            self._signals.changed(tenant_id)
+            self._signals.stopped(job_id)
 
 
 class Progress:
@@ -56,7 +78,7 @@ class Progress:
 
 
 class Sweeper:
-    """Deletes blobs older than a day that no ledger row names: left-overs of crashes."""
+    """Deletes blobs older than a day that no ledger row names: left-overs of crashes. Forgets deleted jobs."""
 
     def __init__(self, *, store: Store, blobs: LocalBlobs, threads: Threads) -> None:
         self._store = store
@@ -65,6 +87,7 @@ class Sweeper:
 
     async def run_once(self) -> None:
         """Sweep once, then pause."""
+        await self._threads.write(self._store.controls.forget_deleted, _REMEMBERED_SECONDS)
         swept = await self._threads.files(self.sweep)
         if swept:
             log.info("blobs swept", extra={"action": "blobs_swept", "count": swept})

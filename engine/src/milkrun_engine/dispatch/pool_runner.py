@@ -13,6 +13,7 @@ from milkrun_engine.blobs import chunk_files
 from milkrun_engine.blobs.local import LocalBlobs
 from milkrun_engine.dispatch.breaker import Breaker
 from milkrun_engine.dispatch.quarantine import Quarantine
+from milkrun_engine.dispatch.rate import Rate
 from milkrun_engine.dispatch.recorder import Recorder
 from milkrun_engine.dispatch.runner import ReplicaRunner
 from milkrun_engine.dispatch.work import MOST_BYTES, ChunkWork, Feed
@@ -63,6 +64,7 @@ class PoolRunner:
         self._signals = signals
         self._recorder = recorder
         self._breaker = Breaker(give_up_seconds)
+        self._rate = Rate()
         self._feed = Feed()
         self._quarantine = Quarantine(self._suspect, self.settled)
         self.works: dict[int, ChunkWork] = {}  #: claimed chunks by id, until they are committed or dropped
@@ -99,6 +101,11 @@ class PoolRunner:
         """The model's context, once it has been loaded."""
         return next((runner.info.context_tokens for runner in self._runners if runner.info), None)
 
+    @property
+    def rows_per_second(self) -> float | None:
+        """How many rows it has answered a second of late; None when it answers none."""
+        return self._rate.rows_per_second
+
     def wake(self) -> None:
         """Look for work."""
         self._wake.set()
@@ -120,9 +127,12 @@ class PoolRunner:
         self._wake.clear()
         if self._has_work or self.works:
             self._worked_at = time.monotonic()
+            self._rate.work()
             self._keep_replicas()
-        elif time.monotonic() - self._worked_at >= self.spec.idle_seconds:
-            await self._stop_replicas()
+        else:
+            self._rate.idle()
+            if time.monotonic() - self._worked_at >= self.spec.idle_seconds:
+                await self._stop_replicas()
         if self._breaker.gave_up and self.state != "ready":  # one that is ready has yet to show what it can
             await self._give_up()
         else:
@@ -227,6 +237,7 @@ class PoolRunner:
     async def _commit(self, work: ChunkWork) -> None:
         try:
             await self._recorder.record(work)
+            self._rate.add(len(work.rows))
         finally:
             self._committing.discard(work)
             self._wake.set()

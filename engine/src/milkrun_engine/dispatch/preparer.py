@@ -84,7 +84,7 @@ class Preparer:
             if window.number == 0 or recorded.ended is not None:
                 self._signals.changed(work.tenant_id)
             if recorded.ended is not None:
-                self._signals.to_call_back.set()
+                self._signals.stopped(work.job_id)
 
     async def _fail(self, work: Preparation, code: str, message: str) -> None:
         self._open.pop(work.job_id, None)

@@ -5,6 +5,7 @@ The recorder: writes a whole chunk's result file, then asks the ledger to take i
 import asyncio
 import logging
 
+from milkrun.status import JobStatus
 from milkrun_engine.blobs import chunk_files
 from milkrun_engine.blobs.local import LocalBlobs
 from milkrun_engine.dispatch.work import ChunkWork
@@ -66,4 +67,6 @@ class Recorder:
             self._signals.changed(lease.tenant_id)
             self._signals.to_call_back.set()
         if recorded.ended is not None:
+            if recorded.ended is not JobStatus.succeeded:  # too many rows failed: the others leave the replicas
+                self._signals.stopped(lease.job_id)
             log.info("job ended", extra={"action": "job_ended", "job_id": lease.job_id, "status": str(recorded.ended)})

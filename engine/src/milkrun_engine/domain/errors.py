@@ -59,6 +59,18 @@ class StaleClaim(EngineError):
     code = "stale_claim"
 
 
+class NotEnded(EngineError):
+    """The job is alive, and this is done to ended jobs only."""
+
+    code = "not_ended"
+
+
+class AlreadyEnded(EngineError):
+    """The job is over, and this is done to live jobs only."""
+
+    code = "already_ended"
+
+
 class CursorLost(EngineError):
     """The change feed does not know the cursor: read the jobs by id and start from a new one."""
 

@@ -3,6 +3,7 @@ Records of a job: what submit writes and what readers get.
 """
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,7 +35,10 @@ class NewJob:
     input_hash: str
     input_blob: str
     input_format: InputFormat
+    input_file: str | None = None  #: the upload that the blob is, if it is one
     priority: int = 1
+    window_seconds: float | None = None  #: it ends as expired after so long
+    abort_after_failed_rows: int | None = None
     idempotency_key: str | None = None
     submission_id: str | None = None
     reuse: Reuse = Reuse.inputs_match
@@ -66,6 +70,8 @@ class JobRecord:
     labels: dict[str, str]
     external_url: str | None
     retry_of: str | None
+    expires_at: float | None
+    abort_after_failed_rows: int | None
     failure_code: str | None
     failure_message: str | None
     created_at: float
@@ -82,6 +88,25 @@ class JobRecord:
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobFilter:
+    """Which jobs a list shows; all that is given must hold."""
+
+    statuses: Sequence[JobStatus] = ()  #: any of them
+    labels: Mapping[str, str] = field(default_factory=dict)  #: all of them
+    name: str | None = None  #: the whole name, or its beginning and `*`
+    created_after: float | None = None  #: seconds on the database's clock
+    created_before: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ahead:
+    """What is served before a job."""
+
+    jobs: int
+    rows: int  #: of them, those that are read and undecided
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,12 +10,12 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from milkrun.hashing import input_hash, row_line
-from milkrun.status import FeedEvents, InputFormat, JobStatus
-from milkrun.wire import Changes, InputFile, Job, JobList, SubmitRequest, Submitted
+from milkrun.status import FeedEvents, InputFormat
+from milkrun.wire import Changes, InputFile, Job, JobList, QueuePlace, SubmitRequest, Submitted
 from milkrun_engine.blobs.local import BlobWriter, LocalBlobs
 from milkrun_engine.domain.errors import InputTooLarge, InvalidRequest, ShuttingDown
 from milkrun_engine.domain.ids import new_id
-from milkrun_engine.domain.jobs import JobRecord, NewJob, SubmitResult
+from milkrun_engine.domain.jobs import JobFilter, JobRecord, NewJob, SubmitResult
 from milkrun_engine.domain.models import ModelSpec
 from milkrun_engine.domain.rows import RowReader
 from milkrun_engine.service import door
@@ -42,6 +42,7 @@ class JobService:
 
     Args:
         waiting_reason: says of a model why its rows do not run just now, None when they do.
+        rows_per_second: how many rows a model has answered a second of late, None when it answers none.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class JobService:
         links: PageLinks,
         egress: Egress,
         waiting_reason: Callable[[str], str | None],
+        rows_per_second: Callable[[str], float | None],
     ) -> None:
         self._store = store
         self._blobs = blobs
@@ -64,6 +66,7 @@ class JobService:
         self._links = links
         self._egress = egress
         self._waiting_reason = waiting_reason
+        self._rows_per_second = rows_per_second
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
@@ -148,7 +151,10 @@ class JobService:
             input_hash=input_hash(spec, (request.input and request.input.rows_sha256) or source.sha256),
             input_blob=source.blob,
             input_format=source.format,
+            input_file=request.input.file_id if request.input else None,
             priority=request.priority,
+            window_seconds=request.completion_window_seconds,
+            abort_after_failed_rows=request.abort_after_failed_rows,
             idempotency_key=request.idempotency_key,
             submission_id=request.submission_id,
             reuse=request.reuse,
@@ -195,14 +201,22 @@ class JobService:
 
     async def get(self, tenant_id: str, job_id: str) -> Job:
         """
-        Read a job, with its failed rows counted by code.
+        Read a job, with its failed rows counted by code and its place in the queue.
 
         Raises:
             NotFound: this tenant has no such job.
         """
         record = await self._threads.read(self._store.jobs.get, tenant_id, job_id)
         errors = await self._threads.read(self._store.jobs.row_errors, job_id) if record.rows_failed else {}
-        return self._view(record, errors)
+        job = self.view(record, errors)
+        if job.is_terminal or job.paused:
+            return job
+        ahead = await self._threads.read(self._store.jobs.ahead_of, record)
+        speed = self._rows_per_second(record.model)
+        left = None if job.rows_total is None else ahead.rows + job.rows_total - job.rows_done
+        seconds = round(left / speed, 1) if speed and left is not None else None
+        place = QueuePlace(jobs_ahead=ahead.jobs, rows_ahead=ahead.rows, estimated_seconds=seconds)
+        return job.model_copy(update={"queue": place})
 
     async def tenant_of(self, job_id: str) -> str:
         """
@@ -216,17 +230,16 @@ class JobService:
     async def by_ids(self, tenant_id: str, job_ids: Sequence[str]) -> JobList:
         """Read those of the jobs that exist."""
         records = await self._threads.read(self._store.jobs.by_ids, tenant_id, job_ids)
-        return JobList(jobs=[self._view(record) for record in records])
+        return JobList(jobs=[self.view(record) for record in records])
 
     async def page(
-        self, tenant_id: str, *, limit: int, before: str | None, status: JobStatus | None, labels: Mapping[str, str]
+        self, tenant_id: str, *, limit: int, before: str | None = None, wanted: JobFilter | None = None
     ) -> JobList:
         """List jobs, newest first."""
-        records = await self._threads.read(
-            self._store.jobs.page, tenant_id, limit=limit + 1, before=before, status=status, labels=labels
-        )
+        page = self._store.jobs.page
+        records = await self._threads.read(page, tenant_id, limit=limit + 1, before=before, wanted=wanted)
         more = records[limit - 1].id if len(records) > limit else None
-        return JobList(jobs=[self._view(record) for record in records[:limit]], next=more)
+        return JobList(jobs=[self.view(record) for record in records[:limit]], next=more)
 
     async def cancel(self, tenant_id: str, job_id: str, claim: int | None) -> Job:
         """
@@ -240,7 +253,7 @@ class JobService:
         if stopped:
             self._signals.changed(tenant_id)
             self._signals.stopped(job_id)
-        return self._view(record)
+        return self.view(record)
 
     async def cancel_labelled(self, tenant_id: str, labels: Mapping[str, str]) -> JobList:
         """Stop every live job that carries all these labels; returns those that this call stopped."""
@@ -253,7 +266,7 @@ class JobService:
             self._signals.changed(tenant_id)
             stopped += some
             after = some[-1].id
-        return JobList(jobs=[self._view(record) for record in stopped])
+        return JobList(jobs=[self.view(record) for record in stopped])
 
     async def changes(
         self,
@@ -278,9 +291,9 @@ class JobService:
             change = self._signals.subscribe(tenant_id)
             page = await self._threads.read(self._store.feed.changes, tenant_id, after, on, labels, limit)
             left = deadline - time.monotonic()
-            if page.jobs or left <= 0 or self._stopping.is_set():
-                jobs = [self._view(record) for record in page.jobs]
-                return Changes(jobs=jobs, cursor=page.cursor, more=page.more)
+            if page.jobs or page.deleted or left <= 0 or self._stopping.is_set():
+                jobs = [self.view(record) for record in page.jobs]
+                return Changes(jobs=jobs, deleted=page.deleted, cursor=page.cursor, more=page.more)
             after = page.cursor
             shared = self._store.database.is_shared
             safety = _SAFETY_READ_OF_SEVERAL_SECONDS if shared else _SAFETY_READ_SECONDS
@@ -304,12 +317,13 @@ class JobService:
 
     def _submitted(self, result: SubmitResult) -> Submitted:
         return Submitted(
-            job=self._view(result.job),
+            job=self.view(result.job),
             claim=result.claim,
             cursor=result.cursor,
             reused=result.reused,
             replaced=result.replaced,
         )
 
-    def _view(self, record: JobRecord, errors: dict[str, int] | None = None) -> Job:
+    def view(self, record: JobRecord, errors: dict[str, int] | None = None) -> Job:
+        """Show a job as callers see it."""
         return job_view(record, self._links, waiting_reason=self._waiting_reason(record.model), errors=errors or {})

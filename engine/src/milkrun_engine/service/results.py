@@ -8,6 +8,7 @@ interleave; its memory does not grow with the job.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,8 +16,11 @@ import pyarrow.compute as pc
 from milkrun.status import JobStatus, RowErrorCode
 from milkrun_engine.blobs import chunk_files
 from milkrun_engine.blobs.local import LocalBlobs
+from milkrun_engine.domain.errors import BlobCorrupt
 from milkrun_engine.domain.jobs import ChunkFiles, JobRecord, Readable
 from milkrun_engine.store import Store
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +45,26 @@ class ResultReader:
 
         Raises:
             BlobCorrupt: a file is missing or has changed on disk.
+            NotFound: the job was deleted meanwhile.
         """
         if after + 1 >= readable.settled:
             return
-        for window in self.store.chunks.windows(readable.job.id, after + 1, readable.settled):
-            yield from self._window(readable, window, after)
+        try:
+            for window in self._some(readable, self.store.chunks.windows(readable.job.id, after + 1, readable.settled)):
+                yield from self._window(readable, window, after)
+        except BlobCorrupt:
+            self.store.jobs.get(readable.job.tenant_id, readable.job.id)
+            raise
+
+    def _some(self, readable: Readable, found: list[T]) -> list[T]:
+        """What readable rows have, so that none of it is a sign of deletion and not an end."""
+        if not found:
+            self.store.jobs.get(readable.job.tenant_id, readable.job.id)
+        return found
 
     def _window(self, readable: Readable, window: int, after: int) -> Iterator[pa.Table]:
         pending: pa.Table | None = None
-        files = self.store.chunks.files(readable.job.id, window)
+        files = self._some(readable, self.store.chunks.files(readable.job.id, window))
         contiguous = all(file.first_index + file.rows == behind.first_index for file, behind in pairwise(files))
         for file, following in zip(files, [*files[1:], None], strict=True):
             if file.first_index >= readable.settled:

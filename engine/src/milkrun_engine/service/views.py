@@ -46,7 +46,7 @@ def job_view(record: JobRecord, links: PageLinks, *, waiting_reason: str | None 
         model=record.model,
         status=record.status,
         failure=_failure(record),
-        waiting_reason=None if over or record.status is JobStatus.preparing else waiting_reason,
+        waiting_reason=_waiting_reason(record, waiting_reason),
         paused=record.paused,
         name=record.name,
         description=record.description,
@@ -56,6 +56,8 @@ def job_view(record: JobRecord, links: PageLinks, *, waiting_reason: str | None 
         idempotency_key=record.idempotency_key,
         input_hash=record.input_hash,
         retry_of=record.retry_of,
+        expires_at=_instant(record.expires_at) if record.expires_at is not None else None,
+        abort_after_failed_rows=record.abort_after_failed_rows,
         created_at=_instant(record.created_at),
         started_at=_instant(record.started_at) if record.started_at is not None else None,
         finished_at=_instant(record.finished_at) if record.finished_at is not None else None,
@@ -74,6 +76,14 @@ def job_view(record: JobRecord, links: PageLinks, *, waiting_reason: str | None 
         ),
         url=links.url(record.id),
     )
+
+
+def _waiting_reason(record: JobRecord, of_model: str | None) -> str | None:
+    if record.status not in LIVE:
+        return None
+    if record.paused:
+        return "paused"
+    return None if record.status is JobStatus.preparing else of_model
 
 
 def _failure(record: JobRecord) -> JobFailure | None:

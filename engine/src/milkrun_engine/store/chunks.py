@@ -189,13 +189,16 @@ class Chunks:
             return connection.execute(late.limit(1)).first() is not None
 
     def busy_pools(self) -> set[str]:
-        """The pools with chunks that are not decided."""
+        """The pools with chunks that are not decided, those of paused jobs apart."""
         # One query a state: each then reads its own partial index, and no committed chunk.
         ready, leased = (
             select(chunks.c.pool).where(chunks.c.state == state).distinct()
             for state in (ChunkState.ready, ChunkState.leased)
         )
+        paused = select(jobs.c.id).where(jobs.c.paused.is_(True), jobs.c.finished_at.is_(None))
         with self._database.read() as connection:
+            if connection.execute(paused.limit(1)).first() is not None:
+                ready = ready.where(chunks.c.job_id.not_in(paused))
             return set(connection.execute(ready.union(leased)).scalars())
 
     def readable(self, tenant_id: str, job_id: str) -> Readable:

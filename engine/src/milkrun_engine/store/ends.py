@@ -15,8 +15,17 @@ def finish(connection: Connection, now: ColumnElement[float], job_id: str) -> Jo
     """
     End a job if its last row is decided: the same statement for a commit and for the last window.
 
-    A job of which no row could run for want of its model ends as failed.
+    A job of which no row could run for want of its model ends as failed, and so does one with as many failed rows as
+    its caller allows no more: at once, with its other rows undecided.
     """
+    if stop(
+        connection,
+        now,
+        and_(jobs.c.id == job_id, jobs.c.rows_failed >= jobs.c.abort_after_failed_rows),
+        to=JobStatus.failed,
+        reason=JobFailure(code="too_many_rows_failed", message="as many rows failed as abort_after_failed_rows says"),
+    ):
+        return JobStatus.failed
     # Rows that were all refused in preparation are no such case: there was nothing to ask the model.
     nothing_ran = and_(jobs.c.rows_unavailable > 0, jobs.c.rows_unavailable + jobs.c.rows_refused == jobs.c.rows_total)
     ended = connection.execute(

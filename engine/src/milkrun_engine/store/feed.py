@@ -16,7 +16,7 @@ from milkrun_engine.domain.errors import CursorLost
 from milkrun_engine.domain.jobs import JobRecord
 from milkrun_engine.store.database import Database, transaction
 from milkrun_engine.store.records import job_columns, job_record, labelled
-from milkrun_engine.store.schema import jobs, tenants
+from milkrun_engine.store.schema import deleted_jobs, jobs, tenants
 
 _CURSOR_DIGITS = 19  # of the largest number that the ledger holds
 
@@ -26,6 +26,7 @@ class ChangePage:
     """Changed jobs in the order of their changes, and where to go on."""
 
     jobs: list[JobRecord]
+    deleted: list[str]  #: ids of jobs that are gone
     cursor: str
     more: bool
 
@@ -44,6 +45,25 @@ def stamp(connection: Connection, tenant_id: str, job_ids: Sequence[str], *, sta
     connection.execute(
         update(jobs).where(jobs.c.id == bindparam("job_id")).values(**numbers),
         [{"job_id": job_id, "number": last - at} for at, job_id in enumerate(reversed(job_ids))],
+    )
+
+
+def number_of_change(connection: Connection, tenant_id: str) -> int:
+    """The number of a change that no job's row can carry; the last thing that its transaction locks."""
+    return int(
+        connection.execute(
+            update(tenants)
+            .where(tenants.c.id == tenant_id)
+            .values(change_number=tenants.c.change_number + 1)
+            .returning(tenants.c.change_number)
+        ).scalar_one()
+    )
+
+
+def raise_floor(connection: Connection, tenant_id: str, floor: int) -> None:
+    """Forget the changes up to here: an older cursor is lost."""
+    connection.execute(
+        update(tenants).where(tenants.c.id == tenant_id, tenants.c.change_floor < floor).values(change_floor=floor)
     )
 
 
@@ -99,11 +119,23 @@ class Feed:
             )
             if on is FeedEvents.end:
                 query = query.where(jobs.c.status.in_(TERMINAL))
-            rows = connection.execute(labelled(query, labels)).all()
-        more = len(rows) > limit
-        rows = rows[:limit]
-        reached = rows[-1].number if more else feed.change_number
-        return ChangePage(jobs=[job_record(row) for row in rows], cursor=f"{feed.feed_id}.{reached}", more=more)
+            gone = (  # told to everybody: what labels it had is forgotten, too
+                select(deleted_jobs.c.job_id, deleted_jobs.c.change_number.label("number"))
+                .where(deleted_jobs.c.tenant_id == tenant_id, deleted_jobs.c.change_number > number)
+                .order_by(deleted_jobs.c.change_number)
+                .limit(limit + 1)
+            )
+            changed = connection.execute(labelled(query, labels)).all()
+            deleted = connection.execute(gone).all()
+        found = sorted([*changed, *deleted], key=lambda row: int(row.number))
+        more = len(found) > limit
+        reached = found[limit - 1].number if more else feed.change_number
+        return ChangePage(
+            jobs=[job_record(row) for row in changed if row.number <= reached],
+            deleted=[row.job_id for row in deleted if row.number <= reached],
+            cursor=f"{feed.feed_id}.{reached}",
+            more=more,
+        )
 
     @transaction
     def publish_progress(self, job_ids: Sequence[str]) -> list[str]:

@@ -10,15 +10,24 @@ from sqlalchemy import ColumnElement, Connection, and_, case, func, insert, or_,
 from milkrun.status import JobStatus, OnMismatch, Reuse
 from milkrun.wire import JobFailure
 from milkrun_engine.domain import priorities
-from milkrun_engine.domain.errors import IdempotencyMismatch, InputsDiffer, NotFound, StaleClaim
+from milkrun_engine.domain.errors import IdempotencyMismatch, InputsDiffer, InvalidRequest, NotFound, StaleClaim
 from milkrun_engine.domain.ids import new_id
-from milkrun_engine.domain.jobs import JobRecord, NewJob, NewWindow, Preparation, Recorded, SubmitResult
+from milkrun_engine.domain.jobs import (
+    Ahead,
+    JobFilter,
+    JobRecord,
+    NewJob,
+    NewWindow,
+    Preparation,
+    Recorded,
+    SubmitResult,
+)
 from milkrun_engine.domain.states import LIVE, ChunkState
 from milkrun_engine.store.database import Database, scalar, transaction
 from milkrun_engine.store.ends import finish, stop
 from milkrun_engine.store.feed import cursor_of, lock, stamp
 from milkrun_engine.store.records import SqlRow, job_columns, job_record, labelled, preparation
-from milkrun_engine.store.schema import chunks, idempotency, job_labels, jobs, windows
+from milkrun_engine.store.schema import chunks, idempotency, input_files, job_labels, jobs, windows
 
 
 class Jobs:
@@ -52,6 +61,7 @@ class Jobs:
                     cancelled = held.id
                 replaced = held.id
             job_id = self._insert(connection, new, retry_of=replaced)
+            _keep_upload(connection, new)
             changed = [job_id] if cancelled is None else [job_id, cancelled]
             stamp(connection, new.tenant_id, changed, status=True)
             job = _read(connection, job_id)
@@ -104,6 +114,8 @@ class Jobs:
                 callback=new.callback,
                 retry_of=retry_of,
                 created_at=now,
+                expires_at=None if new.window_seconds is None else now + new.window_seconds,
+                abort_after_failed_rows=new.abort_after_failed_rows,
                 input_blob=new.input_blob,
                 input_format=new.input_format,
             )
@@ -188,18 +200,24 @@ class Jobs:
         *,
         limit: int,
         before: str | None = None,
-        status: JobStatus | None = None,
-        labels: Mapping[str, str] | None = None,
+        wanted: JobFilter | None = None,
     ) -> list[JobRecord]:
-        """Read jobs, newest first, those after job `before` on the list."""
+        """Read the jobs that are wanted, newest first, those after job `before` on the list."""
+        wanted = wanted or JobFilter()
         query = (
             select(*job_columns())
             .where(jobs.c.tenant_id == tenant_id)
             .order_by(jobs.c.created_at.desc(), jobs.c.id.desc())
             .limit(limit)
         )
-        if status is not None:
-            query = query.where(jobs.c.status == status)
+        if wanted.statuses:
+            query = query.where(jobs.c.status.in_(wanted.statuses))
+        if wanted.name is not None:
+            query = query.where(_named(wanted.name))
+        if wanted.created_after is not None:
+            query = query.where(jobs.c.created_at > wanted.created_after)
+        if wanted.created_before is not None:
+            query = query.where(jobs.c.created_at < wanted.created_before)
         with self._database.read() as connection:
             if before is not None:
                 at = connection.execute(
@@ -209,7 +227,21 @@ class Jobs:
                     raise NotFound(f"there is no job {before!r} to list on from")
                 older = jobs.c.created_at < at.created_at
                 query = query.where(or_(older, and_(jobs.c.created_at == at.created_at, jobs.c.id < at.id)))
-            return [job_record(row) for row in connection.execute(labelled(query, labels or {}))]
+            return [job_record(row) for row in connection.execute(labelled(query, wanted.labels))]
+
+    def ahead_of(self, job: JobRecord) -> Ahead:
+        """What is served before a job by its model: the live jobs of a smaller rank, less those that are paused."""
+        rank = select(jobs.c.rank).where(jobs.c.id == job.id).scalar_subquery()
+        left = func.coalesce(jobs.c.rows_total, jobs.c.rows_read) - jobs.c.rows_decided
+        query = select(func.count(), func.coalesce(func.sum(left), 0)).where(
+            jobs.c.model == job.model,
+            jobs.c.rank < rank,
+            jobs.c.finished_at.is_(None),
+            jobs.c.paused.is_(False),
+        )
+        with self._database.read() as connection:
+            count, rows = connection.execute(query).one()
+        return Ahead(jobs=count, rows=int(rows))
 
     def row_errors(self, job_id: str) -> dict[str, int]:
         """Count a job's failed rows by code."""
@@ -340,9 +372,9 @@ class Jobs:
             return Recorded(accepted=True, ended=ended)
 
     def unfinished(self) -> int:
-        """How many jobs are not over."""
+        """How many jobs are not over, less those that are paused."""
         with self._database.read() as connection:
-            query = select(func.count()).select_from(jobs).where(jobs.c.status.in_(LIVE))
+            query = select(func.count()).select_from(jobs).where(jobs.c.status.in_(LIVE), jobs.c.paused.is_(False))
             return connection.execute(query).scalar_one()
 
 
@@ -361,6 +393,20 @@ def _is_reused(new: NewJob, held: SqlRow) -> bool:
             "use another key, or on_mismatch='replace' to cancel and replace it"
         )
     return False
+
+
+def _named(name: str) -> ColumnElement[bool]:
+    """A name, or its beginning and a star."""
+    return jobs.c.name.startswith(name[:-1], autoescape=True) if name.endswith("*") else jobs.c.name == name
+
+
+def _keep_upload(connection: Connection, new: NewJob) -> None:
+    """Let no deletion of another job take the uploaded input away."""
+    if new.input_file is None:
+        return
+    query = select(input_files.c.id).where(input_files.c.id == new.input_file).with_for_update(read=True)
+    if connection.execute(query).first() is None:
+        raise InvalidRequest(f"there is no input file {new.input_file!r}; upload it with POST /api/files first")
 
 
 def _read(connection: Connection, job_id: str) -> JobRecord:

@@ -19,8 +19,9 @@ SqlRow: TypeAlias = Any  # SQLAlchemy 2.0 and 2.1 disagree on how Row is generic
 
 _DIRECT = (
     "id tenant_id epoch claim priority paused idempotency_key input_hash name description labels external_url "
-    "retry_of failure_code failure_message created_at started_at finished_at rows_total rows_read rows_decided "
-    "rows_succeeded rows_failed prepared input_complete prompt_tokens cached_tokens completion_tokens"
+    "retry_of expires_at abort_after_failed_rows failure_code failure_message created_at started_at finished_at "
+    "rows_total rows_read rows_decided rows_succeeded rows_failed prepared input_complete prompt_tokens "
+    "cached_tokens completion_tokens"
 ).split()
 
 

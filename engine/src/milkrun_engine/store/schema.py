@@ -24,6 +24,7 @@ from sqlalchemy import (
     String,
     Table,
     UniqueConstraint,
+    and_,
 )
 
 metadata = MetaData(
@@ -37,6 +38,9 @@ metadata = MetaData(
 
 #: a count: 64 bits in both databases (a key of SQLite that numbers itself must be called INTEGER)
 Count = BigInteger().with_variant(Integer(), "sqlite")
+
+
+_UNFINISHED = Column("finished_at", Float).is_(None)
 
 
 def _only(condition: ColumnElement[bool]) -> dict[str, Any]:
@@ -127,7 +131,8 @@ jobs = Table(
     Column("callback", JSON(none_as_null=True)),
     Column("retry_of", String),
     Column("rows_from", String),  # the parent of a run of only its failed rows
-    Column("expires_at", Float),
+    Column("expires_at", Float),  # when its completion window closes
+    Column("abort_after_failed_rows", Count),
     Column("retain_seconds", Float),
     Column("created_at", Float, nullable=False),
     Column("started_at", Float),
@@ -159,6 +164,19 @@ jobs = Table(
     Index(None, "tenant_id", "submission_id", unique=True),
     Index(None, "input_blob"),
     Index("ix_jobs_unprepared", "next_window", "rank", **_only(Column("prepared").is_(False))),
+    Index("ix_jobs_unfinished", "model", "rank", **_only(_UNFINISHED)),
+    Index("ix_jobs_expiring", "expires_at", **_only(and_(Column("expires_at").is_not(None), _UNFINISHED))),
+    Index("ix_jobs_paused", "paused", **_only(and_(Column("paused").is_(True), _UNFINISHED))),
+)
+
+deleted_jobs = Table(  # what readers of the feed are told of a job that is gone
+    "deleted_jobs",
+    metadata,
+    Column("job_id", String, primary_key=True),
+    Column("tenant_id", String, ForeignKey("tenants.id"), nullable=False),
+    Column("deleted_at", Float, nullable=False),
+    Column("change_number", Count, nullable=False),
+    Index(None, "tenant_id", "change_number"),
 )
 
 job_labels = Table(  # for filters; `jobs.labels` is what readers see

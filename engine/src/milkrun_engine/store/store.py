@@ -11,6 +11,7 @@ from sqlalchemy import Select, select
 from milkrun_engine.domain.jobs import chunk_of_blob
 from milkrun_engine.store.callbacks import Callbacks
 from milkrun_engine.store.chunks import Chunks
+from milkrun_engine.store.controls import Controls
 from milkrun_engine.store.database import connect
 from milkrun_engine.store.feed import Feed
 from milkrun_engine.store.input_files import InputFiles
@@ -34,6 +35,7 @@ class Store:
         self.database = connect(place, clock_offset_seconds=clock_offset_seconds)
         migrate(self.database)
         self.jobs = Jobs(self.database)
+        self.controls = Controls(self.database)
         self.chunks = Chunks(self.database)
         self.feed = Feed(self.database)
         self.callbacks = Callbacks(self.database)

@@ -27,6 +27,8 @@ STATUS: dict[type[errors.EngineError], int] = {
     errors.IdempotencyMismatch: 422,
     errors.InputsDiffer: 409,
     errors.StaleClaim: 409,
+    errors.NotEnded: 409,
+    errors.AlreadyEnded: 409,
     errors.CursorLost: 410,
     errors.InputTooLarge: 413,
     errors.ShuttingDown: 503,

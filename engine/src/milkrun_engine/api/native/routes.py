@@ -7,6 +7,7 @@ from typing import Annotated, Any, TypeAlias
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import StreamingResponse
+from pydantic import AwareDatetime
 
 from milkrun.status import FeedEvents, InputFormat, JobStatus, ResultFormat
 from milkrun.wire import (
@@ -25,7 +26,9 @@ from milkrun.wire import (
 )
 from milkrun_engine.api.auth import Authenticator
 from milkrun_engine.domain.errors import InvalidRequest
+from milkrun_engine.domain.jobs import JobFilter
 from milkrun_engine.service import exports
+from milkrun_engine.service.controls import JobControls
 from milkrun_engine.service.jobs import JobService
 from milkrun_engine.service.results import ResultReader
 from milkrun_engine.service.threads import Threads
@@ -38,6 +41,7 @@ Tenant: TypeAlias = Any  # what `Depends` makes has no public type
 
 def router(
     service: JobService,
+    controls: JobControls,
     reader: ResultReader,
     threads: Threads,
     authenticator: Authenticator,
@@ -48,6 +52,7 @@ def router(
     tenant_of = Depends(authenticator)
     _add_submission(api, service, tenant_of)
     _add_jobs(api, service, tenant_of)
+    _add_controls(api, controls, tenant_of)
     _add_results(api, reader, threads, tenant_of)
 
     @api.get("/models", tags=["models"])
@@ -88,16 +93,31 @@ def _add_jobs(api: APIRouter, service: JobService, tenant_of: Tenant) -> None:
         tenant: Annotated[str, tenant_of],
         limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
         before: str | None = None,
-        status: JobStatus | None = None,
+        status: Annotated[list[JobStatus] | None, Query()] = None,
+        name: str | None = None,
+        created_after: AwareDatetime | None = None,
+        created_before: AwareDatetime | None = None,
         ids: str | None = None,
     ) -> JobList:
-        """List jobs, newest first; filter with `status` and `label.NAME=VALUE`, or name up to 100 `ids`."""
+        """
+        List jobs, newest first, or name up to 100 `ids`.
+
+        Filters: `status` (repeated: any of them), `name` (whole, or its beginning and `*`), `created_after` and
+        `created_before` (with a time zone), `label.NAME=VALUE` (repeated: all of them).
+        """
         if ids is not None:
             named = [job_id for job_id in ids.split(",") if job_id]
             if len(named) > MAX_IDS:
                 raise InvalidRequest(f"ask for at most {MAX_IDS} ids at once")
             return await service.by_ids(tenant, named)
-        return await service.page(tenant, limit=limit, before=before, status=status, labels=_labels(request))
+        wanted = JobFilter(
+            statuses=status or (),
+            labels=_labels(request),
+            name=name,
+            created_after=created_after.timestamp() if created_after else None,
+            created_before=created_before.timestamp() if created_before else None,
+        )
+        return await service.page(tenant, limit=limit, before=before, wanted=wanted)
 
     @api.get("/jobs/{job_id}", tags=["jobs"])
     async def get_job(job_id: str, tenant: Annotated[str, tenant_of]) -> Job:
@@ -131,6 +151,23 @@ def _add_jobs(api: APIRouter, service: JobService, tenant_of: Tenant) -> None:
         return await service.changes(
             tenant, after=after, wait_seconds=wait, on=on, labels=_labels(request), limit=limit
         )
+
+
+def _add_controls(api: APIRouter, controls: JobControls, tenant_of: Tenant) -> None:
+    @api.post("/jobs/{job_id}/pause", tags=["jobs"])
+    async def pause(job_id: str, tenant: Annotated[str, tenant_of]) -> Job:
+        """Start no more rows of a job; those that replicas have already are finished."""
+        return await controls.pause(tenant, job_id)
+
+    @api.post("/jobs/{job_id}/resume", tags=["jobs"])
+    async def resume(job_id: str, tenant: Annotated[str, tenant_of]) -> Job:
+        """Let a paused job go on, at the place in the queue that it had."""
+        return await controls.resume(tenant, job_id)
+
+    @api.delete("/jobs/{job_id}", status_code=204, tags=["jobs"])
+    async def delete(job_id: str, tenant: Annotated[str, tenant_of]) -> None:
+        """Delete an ended job with its results and its input; readers of the feed are told."""
+        await controls.delete(tenant, job_id)
 
 
 def _add_results(api: APIRouter, reader: ResultReader, threads: Threads, tenant_of: Tenant) -> None:

@@ -2,6 +2,7 @@
 How pages are rendered: autoescaped templates, and headers that allow no script at all.
 """
 
+from datetime import timedelta
 from http import HTTPStatus
 
 import jinja2
@@ -21,6 +22,7 @@ _templates = jinja2.Environment(
     loader=jinja2.PackageLoader("milkrun_engine.api.pages"), autoescape=True, undefined=jinja2.StrictUndefined
 )
 _templates.filters["number"] = lambda value: "–" if value is None else f"{value:,}"
+_templates.filters["duration"] = lambda seconds: str(timedelta(seconds=round(seconds)))
 _templates.filters["instant"] = lambda value: value.strftime("%Y-%m-%d %H:%M:%S UTC") if value else "–"
 
 

@@ -35,7 +35,7 @@ def router(service: JobService, links: PageLinks, authenticator: Authenticator) 
 
     @pages.get("/jobs")
     async def job_list(tenant: Annotated[str, Depends(authenticator)]) -> Response:
-        listed = await service.page(tenant, limit=_LISTED, before=None, status=None, labels={})
+        listed = await service.page(tenant, limit=_LISTED)
         return render("jobs.html", jobs=listed.jobs, share=_share, more=listed.next is not None)
 
     @pages.get("/jobs/{job_id}")
