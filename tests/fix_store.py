@@ -26,6 +26,7 @@ from milkrun_engine.domain.ids import new_id
 from milkrun_engine.domain.jobs import ChunkCounts, JobRecord, NewJob, NewWindow, Preparation, Recorded, SubmitResult
 from milkrun_engine.domain.leases import LEASE_SECONDS, Lease
 from milkrun_engine.domain.models import ModelSpec
+from milkrun_engine.domain.states import LIVE
 from milkrun_engine.replicas.base import Outcome
 from milkrun_engine.service.results import ResultReader
 from milkrun_engine.service.signals import Signals
@@ -183,10 +184,10 @@ class World:
         return recorded
 
     def run(self, pool: str = "echo") -> None:
-        """Claim and finish all that waits for a pool."""
+        """Claim and finish all that waits for a pool; a job whose rows fail too often ends before its last chunk."""
         while leases := self.claim(16, pool=pool):
             for lease in leases:
-                assert self.finish(lease).accepted
+                assert self.finish(lease).accepted or self.job(lease.job_id).status not in LIVE
 
     def expire_leases(self) -> int:
         """Let every lease end, and rescue what it held."""

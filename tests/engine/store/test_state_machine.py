@@ -1,5 +1,5 @@
 """
-The ledger under any order of events: submits, claims, commits, deaths, crashes, cancels.
+The ledger under any order of events: submits, claims, commits, deaths, crashes, cancels, pauses, expiry, deletions.
 
 A Hypothesis state machine drives the real store and blobs through whatever sequence it can
 think of and checks the promises after every step. `pytest --hypothesis-profile=long
@@ -31,13 +31,14 @@ from sqlalchemy import select
 from milkrun.status import FeedEvents, JobStatus, OnMismatch, Reuse
 from milkrun_engine.blobs import chunk_files
 from milkrun_engine.domain import planning, quarantine
-from milkrun_engine.domain.errors import IdempotencyMismatch, StaleClaim
+from milkrun_engine.domain.errors import AlreadyEnded, IdempotencyMismatch, NotEnded, StaleClaim
 from milkrun_engine.domain.jobs import JobRecord
 from milkrun_engine.domain.leases import LEASE_SECONDS, Lease, Suspicion
 from milkrun_engine.domain.states import LIVE, MOVES, ChunkState
 from milkrun_engine.service.views import PageLinks, job_view
 from milkrun_engine.store.schema import callbacks, chunks, jobs
 
+CLOSING_SECONDS = 30.0
 WINDOW_ROWS = 20  # small, so that a job of some rows has several windows, each of several chunks
 POOLS = ("echo", "other")
 KINDS: list[Any] = ["good", "fail", 3, {"prompt": "x", "model": "other"}, {"prompt": "x", "model": "nobody's"}]
@@ -74,6 +75,7 @@ class Ledger(RuleBasedStateMachine):
         self.spent: list[Lease] = []  # leases that were committed
         self.folds: dict[str, tuple[list[int], chunk_files.ChunkCounts]] = {}
         self.touched: set[str] = set()
+        self.deleted: set[str] = set()  # not yet told
         self.windows = patch.object(planning, "window_rows", lambda _number: WINDOW_ROWS)
         self.windows.start()
 
@@ -88,6 +90,8 @@ class Ledger(RuleBasedStateMachine):
 
     def _come_to_an_end(self) -> None:
         self.restart()
+        for seen in self._alive():
+            self.world.store.controls.pause(self.world.tenant, seen.job.id, paused=False)
         self.world.prepare()
         for pool in POOLS:
             self.world.claim(16, pool=pool)
@@ -108,7 +112,7 @@ class Ledger(RuleBasedStateMachine):
     @initialize(rows=st.integers(9, 45))
     def begin(self, rows: int) -> None:
         """Begin with a job that has something to do."""
-        self.submit(rows, ["good"], None, Reuse.inputs_match, OnMismatch.fail, 1)
+        self.submit(rows, ["good"], None, Reuse.inputs_match, OnMismatch.fail, 1, None, None)
         self.world.prepare_window()
 
     @precondition(lambda self: len(self.seen) < 5)
@@ -119,12 +123,23 @@ class Ledger(RuleBasedStateMachine):
         reuse=st.sampled_from(Reuse),
         on_mismatch=st.sampled_from(OnMismatch),
         priority=st.integers(0, 10),
+        limit=st.sampled_from([None, None, 1, 9]),
+        window=st.sampled_from([None, None, CLOSING_SECONDS - 1]),
     )
     def submit(
-        self, rows: int, pattern: list[Any], key: str | None, reuse: Reuse, on_mismatch: OnMismatch, priority: int
+        self,
+        rows: int,
+        pattern: list[Any],
+        key: str | None,
+        reuse: Reuse,
+        on_mismatch: OnMismatch,
+        priority: int,
+        limit: int | None,
+        window: float | None,
     ) -> None:
         values = [pattern[number % len(pattern)] for number in range(rows)]
         facts = {"idempotency_key": key, "reuse": reuse, "on_mismatch": on_mismatch, "priority": priority}
+        facts |= {"abort_after_failed_rows": limit, "window_seconds": window}
         facts["callback"] = {"kind": "generic", "url": "http://receiver.test/"}
         held = [seen.job for seen in self.seen.values() if key is not None and seen.job.idempotency_key == key]
         try:
@@ -146,8 +161,11 @@ class Ledger(RuleBasedStateMachine):
     @precondition(lambda self: any(not seen.job.prepared for seen in self.seen.values()))
     @rule()
     def prepare_window(self) -> None:
+        work = self.world.store.jobs.next_to_prepare()
         if done := self.world.prepare_window():
             assert done[1].accepted
+            if done[1].ended is not None:
+                self._lose(lambda lease: lease.job_id == work.job_id)
 
     @precondition(lambda self: any(seen.job.rows_decided < seen.job.rows_read for seen in self._alive()))
     @rule(pool=st.sampled_from(POOLS), limit=st.integers(1, 4), owner=st.sampled_from(["one", "two"]))
@@ -161,7 +179,10 @@ class Ledger(RuleBasedStateMachine):
     @rule(data=st.data())
     def finish(self, data: st.DataObject) -> None:
         lease = self.held.pop(data.draw(st.integers(0, len(self.held) - 1)))
-        assert self.world.finish(lease).accepted
+        recorded = self.world.finish(lease)
+        assert recorded.accepted
+        if recorded.ended is JobStatus.failed:
+            self._lose(lambda other: other.job_id == lease.job_id)
         self.spent.append(lease)
         self.touched.add(lease.job_id)
 
@@ -221,6 +242,44 @@ class Ledger(RuleBasedStateMachine):
         self.touched.add(job_id)
 
     @rule()
+    def windows_close(self) -> None:
+        """Leases are over by then, too; until they are rescued, they hold."""
+        self.world.advance(CLOSING_SECONDS)
+        ended = {job_id for job_id, _ in self.world.store.controls.expire(10)}
+        assert not self.world.store.controls.overdue()
+        assert all(self.seen[job_id].job.status in LIVE for job_id in ended)
+        self._lose(lambda lease: lease.job_id in ended)
+        self.touched |= ended
+
+    @precondition(lambda self: self.seen)
+    @rule(data=st.data(), paused=st.booleans())
+    def pause(self, data: st.DataObject, paused: bool) -> None:
+        job_id = data.draw(st.sampled_from(list(self.inputs)))
+        before = self.world.job(job_id)
+        try:
+            after = self.world.store.controls.pause(self.world.tenant, job_id, paused=paused)
+        except AlreadyEnded:
+            assert before.status not in LIVE
+            return
+        assert after == replace(before, paused=paused)
+
+    @precondition(lambda self: self.seen)
+    @rule(data=st.data())
+    def delete(self, data: st.DataObject) -> None:
+        job_id = data.draw(st.sampled_from(list(self.inputs)))
+        try:
+            self.world.store.controls.delete(self.world.tenant, job_id)
+        except NotEnded:
+            assert self.world.job(job_id).status in LIVE
+            return
+        assert self.seen.pop(job_id).job.status not in LIVE
+        del self.inputs[job_id]
+        self.touched.discard(job_id)
+        self.lost = [lease for lease in self.lost if lease.job_id != job_id]
+        self.spent = [lease for lease in self.spent if lease.job_id != job_id]
+        self.deleted.add(job_id)
+
+    @rule()
     def progress_is_published(self) -> None:
         self.world.store.feed.publish_progress(sorted(self.seen))
 
@@ -268,13 +327,17 @@ class Ledger(RuleBasedStateMachine):
 
     def _read_feed(self) -> dict[str, JobStatus]:
         told: dict[str, JobStatus] = {}
+        deleted: set[str] = set()
         more = True
         while more:
             page = self.world.store.feed.changes(self.world.tenant, self.cursor, FeedEvents.status, {}, 2)
             assert _number(page.cursor) >= _number(self.cursor)
             assert not set(told) & {job.id for job in page.jobs}, "each job once"
             told |= {job.id: job.status for job in page.jobs}
+            deleted |= set(page.deleted)
             self.cursor, more = page.cursor, page.more
+        assert self.deleted == deleted, "every deletion is told, once"
+        self.deleted.clear()
         return told
 
     def _check_change(
@@ -286,7 +349,7 @@ class Ledger(RuleBasedStateMachine):
             assert told[job.id] is job.status, "every change of status is told"
             assert status_number > seen.status_number
         else:
-            assert job.id not in told
+            assert (job.id in told) is (job.paused is not seen.job.paused)
         assert change_number >= max(seen.change_number, status_number)
         assert job.epoch >= seen.job.epoch
         assert job.claim >= seen.job.claim
