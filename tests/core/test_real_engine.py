@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -240,3 +241,61 @@ def test_the_readme_runs(data_dir: Path) -> None:
     )
     assert (ran.returncode, ran.stderr) == (0, "")
     assert {line.split()[0] for line in ran.stdout.splitlines()} == {"a", "b"}
+
+
+def test_a_job_is_paused_resumed_and_deleted(client: mr.Milkrun) -> None:
+    blocking = client.infer(["slow:30 x"] * 2, job_priority=0)
+    job_id = client.infer(["a", "b"], name="later", completion_window=timedelta(hours=1))
+    paused = client.pause(job_id)
+    assert (True, "paused", None) == (paused.paused, paused.waiting_reason, paused.queue)
+    resumed = client.job(client.resume(job_id).id)
+    assert resumed.queue is not None
+    assert resumed.expires_at == resumed.created_at + timedelta(hours=1)
+    with pytest.raises(mr.Conflict, match="not_ended"):
+        client.delete(blocking)
+    client.cancel(blocking)
+    assert 2 == len(client.await_job_results(job_id, timeout=60))
+    with pytest.raises(mr.Conflict, match="already_ended"):
+        client.pause(job_id)
+    client.delete(job_id)
+    client.delete(job_id)
+    with pytest.raises(mr.NotFound):
+        client.job(job_id)
+
+
+def test_whoever_waits_for_a_job_that_is_deleted_is_told(client: mr.Milkrun) -> None:
+    """Its end and its deletion come in one look at the feed: the results are gone, so the wait fails."""
+    gone, going_on = client.infer(["slow:30 x"]), client.infer(["slow:30 x"])
+    cursor = client.changes().cursor
+    client.cancel(gone)
+    client.delete(gone)
+    news = client.changes(cursor)
+    assert ([gone], []) == (news.deleted, news.jobs)
+    with pytest.raises(mr.NotFound, match="deleted"):
+        client.wait(gone, timeout=30)
+    client.cancel(going_on)
+    assert mr.JobStatus.cancelled is client.wait(going_on, timeout=30).status
+
+
+def test_a_job_ends_by_its_window_or_its_failed_rows(client: mr.Milkrun) -> None:
+    late = client.infer(["quick", "slow:30 x"], completion_window=1)
+    with pytest.raises(mr.JobExpired):
+        client.await_job_results(late, timeout=60)
+    assert [row.error.code for row in client.results(late) if row.error] in (["expired"], ["expired"] * 2)
+    bad = client.infer(["fail: no", *["slow:30 x"] * 40], abort_after_failed_rows=1)
+    with pytest.raises(mr.JobFailed, match="too_many_rows_failed"):
+        client.await_job_results(bad, timeout=60)
+
+
+def test_lists_are_filtered(client: mr.Milkrun) -> None:
+    label = {"test": "filters"}
+    first = client.infer(["a"], name="filter-a", labels=label)
+    client.wait(first, 60)
+    middle = client.job(first).finished_at
+    second = client.infer(["b"], name="filter-b", labels=label)
+    client.wait(second, 60)
+    assert [second, first] == [job.id for job in client.jobs(name="filter-*", labels=label)]
+    assert [first] == [job.id for job in client.jobs(name="filter-a", status=["succeeded", "failed"])]
+    assert [second] == [job.id for job in client.jobs(labels=label, created_after=middle)]
+    assert [first] == [job.id for job in client.jobs(labels=label, created_before=middle)]
+    assert [] == client.jobs(labels=label, status=mr.JobStatus.expired)
