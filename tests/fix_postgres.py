@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from uuid import uuid4
 
 import pytest
@@ -50,8 +51,8 @@ class Postgres:
             connection.execute(statement)  # type: ignore[arg-type]
 
 
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[Postgres]:
+@contextmanager
+def serving() -> Iterator[Postgres]:
     """A server in a folder of its own, reached through a socket there (whose path must be short)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns that this host has no user session
@@ -62,3 +63,10 @@ def postgres() -> Iterator[Postgres]:
     yield Postgres(server.get_uri())
     server.cleanup()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """The test run's server."""
+    with serving() as server:
+        yield server

@@ -1,5 +1,6 @@
 """
-The long measurements: `python tests/measure NAME [options]`, with NAME one of kills, scale, waiters, vllm_kills,
+The long measurements: `python tests/measure NAME [options]`, with NAME one of kills, restart, failover, scale, waiters,
+vllm_kills,
 and in the orchestrators' own environments airflow, dagster, prefect.
 
 Each starts its own engines on temporary folders, prints a table, and ends with its figures as
@@ -10,7 +11,7 @@ import importlib
 import sys
 from pathlib import Path
 
-NAMES = ("kills", "scale", "waiters", "vllm_kills", "airflow", "dagster", "prefect")
+NAMES = ("kills", "restart", "failover", "scale", "waiters", "vllm_kills", "airflow", "dagster", "prefect")
 
 
 def main() -> int:
