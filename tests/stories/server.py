@@ -37,6 +37,7 @@ class Server:
         replica: echo, or vllm with the models that ship.
         pool: local or ray.
         shared: a Postgres database and a folder of blobs, for several engines; a data directory of its own if absent.
+        fail_points: `MILKRUN_FAILPOINTS` of the next start.
     """
 
     def __init__(
@@ -49,12 +50,14 @@ class Server:
         replica: str = "echo",
         pool: str = "local",
         shared: Place | None = None,
+        fail_points: str = "",
     ) -> None:
         self.data_dir = folder / "data"
         self.place = Place.of(self.data_dir) if shared is None else shared
         self.echo_log = folder / "echo.log"
         self.log = folder / "server.log"
         self.interruptions: list[Interruption] = []
+        self.fail_points = fail_points
         self._arguments = ["--replica", replica, "--pool", pool, "--data-dir", str(self.data_dir)]
         if replica == "echo":
             models = folder / "models.yaml"
@@ -105,7 +108,7 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=self._environ,
+                env={**self._environ, "MILKRUN_FAILPOINTS": self.fail_points},
             )
 
     def await_ready(self) -> None:
@@ -121,6 +124,13 @@ class Server:
     def kill(self) -> Interruption:
         """`kill -9`; returns what it held."""
         os.kill(self.pid, signal.SIGKILL)
+        return self._ended()
+
+    def await_death(self, point: str) -> Interruption:
+        """Wait until it kills itself at a fail point; returns what it held."""
+        assert self._process is not None
+        assert -signal.SIGKILL == self._process.wait(START_SECONDS), self.tail()
+        assert point in self.log.read_text().splitlines()[-1], "it died elsewhere"
         return self._ended()
 
     def stop(self) -> Interruption:

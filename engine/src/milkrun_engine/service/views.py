@@ -40,13 +40,15 @@ def job_view(record: JobRecord, links: PageLinks, *, waiting_reason: str | None 
     """A job as callers see it."""
     over = record.status not in LIVE
     undecided = record.rows_read - record.rows_decided
+    # Nothing waits for a model before there are rows; both wait for a disk.
+    is_early = record.status is JobStatus.preparing and waiting_reason != "disk_full"
     return Job(
         id=record.id,
         kind=record.kind,
         model=record.model,
         status=record.status,
         failure=_failure(record),
-        waiting_reason=None if over or record.status is JobStatus.preparing else waiting_reason,
+        waiting_reason=None if over or is_early else waiting_reason,
         paused=record.paused,
         name=record.name,
         description=record.description,
