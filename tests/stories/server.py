@@ -65,7 +65,7 @@ class Server:
             model = {"name": "echo", "tokens_per_second": 100_000, "engine_args": arguments}
             models.write_text(yaml.safe_dump({"models": [model]}))
             self._arguments += ["--models", str(models)]
-        self._port = _free_port()
+        self._port = free_port()
         self._environ = {
             **os.environ,
             "MILKRUN_ADMIN_KEY": KEY,
@@ -210,7 +210,8 @@ def wait_for(condition: Any, *, seconds: float = 30.0, what: str = "it") -> Any:
     return value
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody listens on just now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -1,0 +1,113 @@
+"""
+One random-kill run: twenty jobs while server, replica and receiver die at random moments; then everything is judged.
+"""
+
+import random
+import sqlite3
+import time
+from collections import Counter
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import psutil
+from measure.chaos_jobs import (
+    PATIENCE_SECONDS,
+    Callers,
+    Plan,
+    Receiver,
+    answers_of,
+    await_ends,
+    failed_requests,
+    judge,
+    recovery_seconds,
+    undelivered,
+)
+from stories.server import Server, wait_for
+
+JOBS = 20
+SUBMIT_SECONDS = 2.0
+SECONDS_A_ROW = 0.002
+WINDOW_ROWS = 64
+PAUSES = (0.2, 3.0)
+FAULTS = (3, 5)
+VICTIMS = {"server": 5, "replica": 3, "receiver": 2}
+
+
+def run(seed: int, folder: Path) -> dict[str, Any]:
+    """Run it on an empty folder; everything that is left to chance follows from the seed."""
+    began = time.monotonic()
+    chance = random.Random(seed)
+    plans = [Plan.of(chance, number, SUBMIT_SECONDS) for number in range(JOBS)]
+    schedule = [(chance.uniform(*PAUSES), victim) for victim in _victims(chance)]
+    server = Server(
+        folder, pace=SECONDS_A_ROW, engine_args={"window_rows": WINDOW_ROWS, "handout_rows": WINDOW_ROWS // 4}
+    )
+    receiver = Receiver(folder)
+    try:
+        with server, server.client() as client, server.watched() as feed:
+            callers = Callers(plans, [client], receiver)
+            faults: Counter[str] = Counter()
+            for pause, victim in schedule:
+                time.sleep(pause)
+                faults[victim] += _kill(victim, server, receiver)
+            server.await_ready()
+            job_ids = callers.job_ids()
+            await_ends(client, job_ids)
+            _hurry_callbacks(server)
+            verdict = judge(
+                plans,
+                lambda plan, job_id: server.evidence(
+                    job_id, answers_of(plan), feed=feed, spare_executions=WINDOW_ROWS * faults["replica"]
+                ),
+                job_ids,
+            )
+            wanted = [plan.calls_back for plan in plans]
+            verdict.violations += undelivered(server.place, job_ids, receiver.heard(), wanted)
+            verdict.violations += failed_requests(server.log)
+            kills = [cut.at for cut in server.interruptions]
+            recovery = recovery_seconds(server.place, kills)
+    finally:
+        receiver.kill()
+    return {
+        "faults": dict(faults),
+        **asdict(verdict),
+        "recovery_seconds": recovery,
+        "seconds": round(time.monotonic() - began, 1),
+    }
+
+
+def _victims(chance: random.Random) -> list[str]:
+    """Who dies, in order; a second death of a replica might rightly be blamed on a row that ran alone both times."""
+    victims = chance.choices(list(VICTIMS), list(VICTIMS.values()), k=chance.randint(*FAULTS))
+    first = victims.index("replica") if "replica" in victims else -1
+    return ["server" if who == "replica" and at != first else who for at, who in enumerate(victims)]
+
+
+def _kill(victim: str, server: Server, receiver: Receiver) -> int:
+    """Kill one and start it again, without waiting for that; returns how many died."""
+    match victim:
+        case "server":
+            server.kill()
+            server.launch()
+        case "receiver":
+            receiver.kill()
+            receiver.start()
+        case _:
+            try:
+                [replica, *_] = server.replicas()
+                replica.kill()
+            except (ValueError, psutil.Error):  # none runs yet
+                return 0
+    return 1
+
+
+def _hurry_callbacks(server: Server) -> None:
+    """Let those that met a dead receiver be due now, not minutes later, and wait for them."""
+
+    def pending() -> int:
+        with closing(sqlite3.connect(server.data_dir / "milkrun.db", timeout=30)) as ledger, ledger:
+            return ledger.execute("UPDATE callbacks SET due_at = 0 WHERE state = 'pending'").rowcount
+
+    wait_for(lambda: not pending(), seconds=PATIENCE_SECONDS, what="every callback")
