@@ -3,28 +3,26 @@ One random-kill run: twenty jobs while server, replica and receiver die at rando
 """
 
 import random
-import sqlite3
 import time
 from collections import Counter
-from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import psutil
 from measure.chaos_jobs import (
-    PATIENCE_SECONDS,
     Callers,
     Plan,
     Receiver,
     answers_of,
     await_ends,
     failed_requests,
+    hurry_callbacks,
     judge,
     recovery_seconds,
     undelivered,
 )
-from stories.server import Server, wait_for
+from stories.server import Server
 
 JOBS = 20
 SUBMIT_SECONDS = 2.0
@@ -55,7 +53,7 @@ def run(seed: int, folder: Path) -> dict[str, Any]:
             server.await_ready()
             job_ids = callers.job_ids()
             await_ends(client, job_ids)
-            _hurry_callbacks(server)
+            hurry_callbacks(server.place)
             verdict = judge(
                 plans,
                 lambda plan, job_id: server.evidence(
@@ -101,13 +99,3 @@ def _kill(victim: str, server: Server, receiver: Receiver) -> int:
             except (ValueError, psutil.Error):  # none runs yet
                 return 0
     return 1
-
-
-def _hurry_callbacks(server: Server) -> None:
-    """Let those that met a dead receiver be due now, not minutes later, and wait for them."""
-
-    def pending() -> int:
-        with closing(sqlite3.connect(server.data_dir / "milkrun.db", timeout=30)) as ledger, ledger:
-            return ledger.execute("UPDATE callbacks SET due_at = 0 WHERE state = 'pending'").rowcount
-
-    wait_for(lambda: not pending(), seconds=PATIENCE_SECONDS, what="every callback")

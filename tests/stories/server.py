@@ -23,6 +23,7 @@ from milkrun.local import EngineFile
 KEY = "mk_story_0123456789"
 START_SECONDS = 60.0
 STOP_SECONDS = 30.0
+DEATH_SECONDS = 120.0
 
 
 class Server:
@@ -86,6 +87,16 @@ class Server:
         assert self._process is not None
         return self._process.pid
 
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return self._port
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its process has not ended."""
+        return self._process is not None and self._process.poll() is None
+
     def __enter__(self) -> Self:
         self.start()
         return self
@@ -129,7 +140,7 @@ class Server:
     def await_death(self, point: str) -> Interruption:
         """Wait until it kills itself at a fail point; returns what it held."""
         assert self._process is not None
-        assert -signal.SIGKILL == self._process.wait(START_SECONDS), self.tail()
+        assert -signal.SIGKILL == self._process.wait(DEATH_SECONDS), self.tail()
         assert point in self.log.read_text().splitlines()[-1], "it died elsewhere"
         return self._ended()
 
