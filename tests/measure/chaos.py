@@ -26,7 +26,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=0, help="random-kill runs, with the seeds from 1 on")
     parser.add_argument("--only", type=int, help="one random-kill run, also if it has a result")
-    parser.add_argument("--minutes", type=float, default=0.0, help="the long mix, for so long on either database")
+    parser.add_argument("--minutes", type=float, default=0.0, help="the long mix, for so long on each database")
     parser.add_argument("--beside", type=int, default=os.cpu_count() or 1, help="runs at a time")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
@@ -37,7 +37,8 @@ def main() -> int:
     if options.minutes:
         from measure import chaos_mix
 
-        for result in chaos_mix.runs(options.minutes):
+        done = {result["mode"] for result in _results(options.results) if result.get("minutes", 0) >= options.minutes}
+        for result in chaos_mix.runs(options.minutes, but=done):
             _append(options.results, result)
     return report(_results(options.results))
 

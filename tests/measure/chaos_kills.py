@@ -9,7 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import psutil
 from measure.chaos_jobs import (
     Callers,
     Plan,
@@ -29,6 +28,7 @@ SUBMIT_SECONDS = 2.0
 SECONDS_A_ROW = 0.002
 WINDOW_ROWS = 64
 PAUSES = (0.2, 3.0)
+REPLICA_SECONDS = 5.0  #: so long one is waited for
 FAULTS = (3, 5)
 VICTIMS = {"server": 5, "replica": 3, "receiver": 2}
 
@@ -93,9 +93,10 @@ def _kill(victim: str, server: Server, receiver: Receiver) -> int:
             receiver.kill()
             receiver.start()
         case _:
-            try:
-                [replica, *_] = server.replicas()
-                replica.kill()
-            except (ValueError, psutil.Error):  # none runs yet
-                return 0
+            deadline = time.monotonic() + REPLICA_SECONDS
+            while not (replicas := server.replicas()):
+                if time.monotonic() > deadline:
+                    return 0
+                time.sleep(0.02)
+            replicas[0].kill()
     return 1

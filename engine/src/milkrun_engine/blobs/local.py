@@ -8,6 +8,7 @@ cut. Names are made by the engine alone and are never a caller's text.
 
 import errno
 import hashlib
+import os
 import secrets
 import time
 from collections.abc import Iterator
@@ -75,7 +76,7 @@ class LocalBlobs:
             for path in (part, target):  # what a full disk would be kept full by
                 path.unlink(missing_ok=True)
             if isinstance(error, OSError) and error.errno in _REFUSALS:
-                raise DiskFull(f"the engine's disk does not take a file ({error.strerror})") from error
+                raise DiskFull(f"the engine's disk does not take a file ({os.strerror(error.errno)})") from error
             raise
 
     def put(self, name: str, data: bytes) -> str:

@@ -58,9 +58,7 @@ class Leadership:
         began = time.monotonic()
         post: Post | None = None
         patience = _TRY_SECONDS
-        if self._is_shared and (
-            self.crew or self._starting
-        ):  # it must stop in time, whatever the ledger says
+        if self._is_shared and (self.crew or self._starting):  # it must stop in time, whatever the ledger says
             patience = max(0.0, min(patience, self._held_until - _MARGIN_SECONDS - began))
         try:
             async with asyncio.timeout(patience):
