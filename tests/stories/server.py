@@ -23,6 +23,7 @@ from milkrun.local import EngineFile
 KEY = "mk_story_0123456789"
 START_SECONDS = 60.0
 STOP_SECONDS = 30.0
+DEATH_SECONDS = 120.0
 
 
 class Server:
@@ -37,6 +38,7 @@ class Server:
         replica: echo, or vllm with the models that ship.
         pool: local or ray.
         shared: a Postgres database and a folder of blobs, for several engines; a data directory of its own if absent.
+        fail_points: `MILKRUN_FAILPOINTS` of the next start.
     """
 
     def __init__(
@@ -49,12 +51,14 @@ class Server:
         replica: str = "echo",
         pool: str = "local",
         shared: Place | None = None,
+        fail_points: str = "",
     ) -> None:
         self.data_dir = folder / "data"
         self.place = Place.of(self.data_dir) if shared is None else shared
         self.echo_log = folder / "echo.log"
         self.log = folder / "server.log"
         self.interruptions: list[Interruption] = []
+        self.fail_points = fail_points
         self._arguments = ["--replica", replica, "--pool", pool, "--data-dir", str(self.data_dir)]
         if replica == "echo":
             models = folder / "models.yaml"
@@ -62,7 +66,7 @@ class Server:
             model = {"name": "echo", "tokens_per_second": 100_000, "engine_args": arguments}
             models.write_text(yaml.safe_dump({"models": [model]}))
             self._arguments += ["--models", str(models)]
-        self._port = _free_port()
+        self._port = free_port()
         self._environ = {
             **os.environ,
             "MILKRUN_ADMIN_KEY": KEY,
@@ -82,6 +86,16 @@ class Server:
         """Of the running server."""
         assert self._process is not None
         return self._process.pid
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return self._port
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its process has not ended."""
+        return self._process is not None and self._process.poll() is None
 
     def __enter__(self) -> Self:
         self.start()
@@ -105,7 +119,7 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=self._environ,
+                env={**self._environ, "MILKRUN_FAILPOINTS": self.fail_points},
             )
 
     def await_ready(self) -> None:
@@ -121,6 +135,13 @@ class Server:
     def kill(self) -> Interruption:
         """`kill -9`; returns what it held."""
         os.kill(self.pid, signal.SIGKILL)
+        return self._ended()
+
+    def await_death(self, point: str) -> Interruption:
+        """Wait until it kills itself at a fail point; returns what it held."""
+        assert self._process is not None
+        assert -signal.SIGKILL == self._process.wait(DEATH_SECONDS), self.tail()
+        assert point in self.log.read_text().splitlines()[-1], "it died elsewhere"
         return self._ended()
 
     def stop(self) -> Interruption:
@@ -200,7 +221,8 @@ def wait_for(condition: Any, *, seconds: float = 30.0, what: str = "it") -> Any:
     return value
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody listens on just now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

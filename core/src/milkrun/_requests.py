@@ -43,6 +43,7 @@ _NEXT: Mapping[str, str] = {
     "stale_claim": "A newer attempt owns the job; leave it to that one, or cancel without a claim.",
     "cursor_lost": "Read your jobs by id, then follow the feed from a fresh cursor.",
     "shutting_down": "Try again in a moment.",
+    "disk_full": "Make room on the engine's disk, then submit again; running jobs go on by themselves.",
 }
 
 M = TypeVar("M", bound=BaseModel)

@@ -69,7 +69,11 @@ class Engine:
         self._egress = Egress(private=settings.calls_private)
         links = PageLinks(base_url, self.store.tenants.secret("page links"))
         self.leadership = Leadership(
-            me=self.instance_id, posts=self.store.posts, threads=self._threads, make_crew=self.make_crew
+            me=self.instance_id,
+            posts=self.store.posts,
+            threads=self._threads,
+            make_crew=self.make_crew,
+            is_shared=self.store.database.is_shared,
         )
         self._relay = Relay(
             me=self.instance_id, database=self.store.database, threads=self._threads, signals=self._signals
@@ -155,7 +159,10 @@ class Engine:
 
     def _waiting_reason(self, model: str) -> str | None:
         """Why rows of a model do not run just now."""
-        state = self.leadership.pools().get(model, {}).get("state", "stopped" if model in self._models else "failing")
+        facts = self.leadership.pools().get(model, {})
+        if facts.get("disk_full"):
+            return "disk_full"
+        state = facts.get("state", "stopped" if model in self._models else "failing")
         return {"loading": "model_loading", "stopped": "model_loading", "failing": "no_capacity"}.get(state)
 
     async def start(self) -> None:

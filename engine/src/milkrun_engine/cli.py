@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from milkrun import local
-from milkrun_engine import logs
+from milkrun_engine import failpoints, logs
 from milkrun_engine.lock import DataDirInUse, DataDirLock
 from milkrun_engine.settings import EngineSettings
 
@@ -55,6 +55,7 @@ def serve(
             models=models,
             is_local=is_local or None,
         )
+        failpoints.arm(os.environ.pop("MILKRUN_FAILPOINTS", None))
         os.environ.pop("MILKRUN_ADMIN_KEY", None)  # not for the replicas, which inherit the environment
         asyncio.run(run_engine(settings))
     except (DataDirInUse, MissingExtra, ValueError, OSError) as error:

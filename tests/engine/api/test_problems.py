@@ -2,6 +2,7 @@
 Every error is a problem with a stable code, and none repeats what was sent.
 """
 
+import errno
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from fix_api import Api
 from milkrun import wire
 from milkrun_engine.api import limits
 from milkrun_engine.api.native.errors import STATUS
+from milkrun_engine.blobs.files import FileSystem
 from milkrun_engine.domain import errors
 from milkrun_engine.service import jobs as jobs_service
 
@@ -87,6 +89,24 @@ async def already_ended(api: Api, _: Any) -> httpx.Response:
     return await api.mine.post(f"/api/jobs/{await api.done()}/pause")
 
 
+async def disk_full(api: Api, patch: pytest.MonkeyPatch) -> httpx.Response:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, SECRET)
+
+    patch.setattr(FileSystem, "sync", full)
+    return await api.mine.post("/api/jobs", json={"rows": [SECRET]})
+
+
+async def upload_to_a_full_ledger(api: Api, patch: pytest.MonkeyPatch) -> httpx.Response:
+    def full(*_: Any) -> None:
+        raise errors.DiskFull("no room")
+
+    patch.setattr(api.engine.store.input_files, "add", full)
+    answer = await api.mine.post("/api/files", params={"format": "jsonl"}, content=SECRET.encode())
+    assert [] == [path for path in (api.world.blobs.root / "inputs").rglob("*") if path.is_file()], "nobody names it"
+    return answer
+
+
 async def integrity(api: Api, _: Any) -> httpx.Response:
     job_id = await api.done([SECRET])
     for path in api.world.blobs.root.glob(f"jobs/{job_id}/*.out_*"):
@@ -130,6 +150,8 @@ REACHED: list[tuple[Reach, int, str]] = [
     (body_too_large, 413, "input_too_large"),
     (upload_too_large, 413, "input_too_large"),
     (shutting_down, 503, "shutting_down"),
+    (disk_full, 507, "disk_full"),
+    (upload_to_a_full_ledger, 507, "disk_full"),
     (integrity, 500, "integrity"),
     (integrity_of_an_export, 500, "integrity"),
     (internal, 500, "internal"),

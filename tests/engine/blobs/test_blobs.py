@@ -3,6 +3,7 @@ Blobs are whole or not there, and a chunk's rows come back as they went.
 """
 
 import contextlib
+import errno
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 from milkrun.status import RowErrorCode, RowStatus
 from milkrun_engine.blobs import chunk_files
 from milkrun_engine.blobs.chunk_files import InputRow, ResultRow
+from milkrun_engine.blobs.files import FileSystem
 from milkrun_engine.blobs.local import LocalBlobs
-from milkrun_engine.domain.errors import BlobCorrupt
+from milkrun_engine.domain.errors import BlobCorrupt, DiskFull
 from milkrun_engine.domain.rows import CHAT, PreparedRow
 
 keys = st.none() | st.text(st.characters(codec="utf-8"), max_size=8)
@@ -50,6 +52,37 @@ def test_rows_hide_their_payload() -> None:
         ResultRow(1, "k", RowStatus.succeeded, None, None, secret, "stop", 1, 0, 1, 1),
     ):
         assert "prompt that" not in repr(row)
+
+
+class FullDisk(FileSystem):
+    """Refuses one of its calls."""
+
+    def __init__(self, refused: str, number: int) -> None:
+        def refuse(*_: object) -> None:
+            raise OSError(number, "refused")
+
+        self.armed = lambda: setattr(self, refused, refuse)
+
+
+@pytest.mark.parametrize("call", ["create", "sync", "rename", "sync_folder"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_a_full_disk_leaves_nothing(tmp_path: Path, call: str, number: int) -> None:
+    """Wherever it refuses: what nobody will name must not keep it full."""
+    files = FullDisk(call, number)
+    blobs = LocalBlobs(tmp_path, files)
+    (tmp_path / "a").mkdir()
+    files.armed()
+    with pytest.raises(DiskFull, match="does not take a file"):
+        blobs.put("a/b", b"data")
+    assert [] == list((tmp_path / "a").iterdir())
+
+
+def test_another_error_stays_what_it_is(tmp_path: Path) -> None:
+    files = FullDisk("sync", errno.EACCES)
+    blobs = LocalBlobs(tmp_path, files)
+    files.armed()
+    with pytest.raises(PermissionError):
+        blobs.put("a/b", b"data")
 
 
 def test_a_blob_is_there_only_once_it_is_whole(tmp_path: Path) -> None:

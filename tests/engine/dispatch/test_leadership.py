@@ -38,10 +38,10 @@ class Crew:
 def lead(world: World, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Leadership, list[str]]]:
     monkeypatch.setattr(leadership, "_ROUND_SECONDS", 0.0)
 
-    def make(me: str, *, fails: int = 0) -> tuple[Leadership, list[str]]:
+    def make(me: str, *, fails: int = 0, is_shared: bool = True) -> tuple[Leadership, list[str]]:
         log: list[str] = []
         crew: Any = lambda: Crew(log, fails)  # noqa: E731
-        return Leadership(me=me, posts=world.store.posts, threads=Threads(), make_crew=crew), log
+        return Leadership(me=me, posts=world.store.posts, threads=Threads(), make_crew=crew, is_shared=is_shared), log
 
     return make
 
@@ -100,10 +100,12 @@ async def test_who_loses_the_post_dismisses_its_crew(lead: Any, world: World) ->
     assert two.crew is not None
 
 
+@pytest.mark.parametrize(("is_shared", "ended"), [(True, ["start", "stop"]), (False, ["start"])])
 async def test_a_ledger_that_is_away_costs_the_crew_before_the_lease_is_over(
-    lead: Any, world: World, monkeypatch: pytest.MonkeyPatch
+    lead: Any, world: World, monkeypatch: pytest.MonkeyPatch, is_shared: bool, ended: list[str]
 ) -> None:
-    one, log = lead("one")
+    """Unless nobody else can seek the post: a full disk must not cost a loaded model."""
+    one, log = lead("one", is_shared=is_shared)
     await one.run_once()
 
     def away(*_: Any) -> Any:
@@ -114,7 +116,7 @@ async def test_a_ledger_that_is_away_costs_the_crew_before_the_lease_is_over(
     assert ["start"] == log, "not for a moment's sake"
     one._held_until -= LEASE_SECONDS - 1
     await one.run_once()
-    assert ["start", "stop"] == log
+    assert ended == log
 
 
 async def test_who_stops_leaves_the_post_to_others_at_once(lead: Any) -> None:

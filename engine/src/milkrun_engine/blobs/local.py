@@ -6,7 +6,9 @@ name is told to anyone; so a name in the ledger always has all its bytes, also a
 cut. Names are made by the engine alone and are never a caller's text.
 """
 
+import errno
 import hashlib
+import os
 import secrets
 import time
 from collections.abc import Iterator
@@ -15,9 +17,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from milkrun_engine.blobs.files import FileSystem
-from milkrun_engine.domain.errors import BlobCorrupt
+from milkrun_engine.domain.errors import BlobCorrupt, DiskFull
+from milkrun_engine.failpoints import file_reached
 
 _PART = ".part"
+_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
 class BlobWriter:
@@ -50,20 +54,30 @@ class LocalBlobs:
 
     @contextmanager
     def create(self, name: str) -> Iterator[BlobWriter]:
-        """Write a blob; it exists, durably, once the block is left without an exception."""
+        """
+        Write a blob; it exists, durably, once the block is left without an exception, and not at all otherwise.
+
+        Raises:
+            DiskFull: the disk takes no more.
+        """
         target = self.root / name
-        self._files.make_folder(target.parent)
         part = target.with_name(f"{target.name}.{secrets.token_hex(8)}{_PART}")
-        file = self._files.create(part)
         try:
-            with file:
+            self._files.make_folder(target.parent)
+            with self._files.create(part) as file:
                 yield BlobWriter(file)
+                file_reached(name, "written")
                 self._files.sync(file)
+            file_reached(name, "synced")
             self._files.rename(part, target)
-        except BaseException:
-            part.unlink(missing_ok=True)
+            file_reached(name, "renamed")
+            self._files.sync_folder(target.parent)
+        except BaseException as error:
+            for path in (part, target):  # what a full disk would be kept full by
+                path.unlink(missing_ok=True)
+            if isinstance(error, OSError) and error.errno in _REFUSALS:
+                raise DiskFull(f"the engine's disk does not take a file ({os.strerror(error.errno)})") from error
             raise
-        self._files.sync_folder(target.parent)
 
     def put(self, name: str, data: bytes) -> str:
         """Write a blob at once; returns its sha256."""

@@ -10,6 +10,7 @@ from collections import Counter
 
 from milkrun_engine.dispatch.delivery import Sender
 from milkrun_engine.domain.callbacks import Attempt, CallbackState, DueCallback, next_delay
+from milkrun_engine.failpoints import Point, reached
 from milkrun_engine.service.signals import Signals, wait_event
 from milkrun_engine.service.threads import Threads
 from milkrun_engine.store import Store
@@ -60,6 +61,7 @@ class Callbacks:
     async def _deliver(self, due: DueCallback) -> None:
         try:
             attempt, error = await self._sender.attempt(due)
+            reached(Point.callback_sent)
             await self._mark(due, attempt, error)
         except Exception:
             extra = {"action": "callback_not_marked", "job_id": due.job_id, "callback": due.id}

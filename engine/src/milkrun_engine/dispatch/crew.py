@@ -14,6 +14,7 @@ from milkrun_engine.dispatch.duty import repeat
 from milkrun_engine.dispatch.housekeeping import Expirer, Progress, Rescuer, Sweeper
 from milkrun_engine.dispatch.preparer import Preparer
 from milkrun_engine.domain.models import ModelSpec
+from milkrun_engine.failpoints import Point, reached
 from milkrun_engine.replicas.base import Pool
 from milkrun_engine.service.egress import Egress
 from milkrun_engine.service.signals import Signals
@@ -83,6 +84,7 @@ class Crew:
             *self.dispatcher.duties(),
         ]
         self._tasks = [asyncio.create_task(duty) for duty in duties]
+        reached(Point.crew_started)
 
     async def stop(self) -> None:
         """End the duties, hand the leases back and stop the replicas."""
@@ -96,12 +98,14 @@ class Crew:
 
     def facts(self) -> Mapping[str, Mapping[str, object]]:
         """How each pool stands, for the processes beside this one."""
+        disk_full = self._preparer.disk.are_recent or self.dispatcher.recorder.disk.are_recent
         return {
             name: {
                 "state": pool.state,
                 "detail": pool.failure,
                 "context_tokens": pool.context_tokens,
                 "rows_per_second": pool.rows_per_second,
+                "disk_full": disk_full,
             }
             for name, pool in self.dispatcher.pools.items()
         }

@@ -13,6 +13,7 @@ from milkrun_engine.dispatch.pool_runner import PoolRunner
 from milkrun_engine.dispatch.recorder import Recorder
 from milkrun_engine.domain.leases import HEARTBEAT_SECONDS
 from milkrun_engine.domain.models import ModelSpec
+from milkrun_engine.failpoints import Point, reached
 from milkrun_engine.replicas.base import Pool
 from milkrun_engine.service.signals import Signals, wait_event
 from milkrun_engine.service.threads import Threads
@@ -96,6 +97,7 @@ class Dispatcher:
         if not in_hand:
             return
         held = await self._threads.write(self._store.chunks.renew, self._owner, in_hand)
+        reached(Point.leases_renewed)
         asked = {chunk_id for chunk_id, _ in in_hand}
         for pool in self.pools.values():
             self.recorder.changed_jobs.update(work.lease.job_id for work in pool.works.values())

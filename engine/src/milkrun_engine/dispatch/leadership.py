@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from milkrun_engine.dispatch.crew import Crew
+from milkrun_engine.failpoints import Point, reached
 from milkrun_engine.service.threads import Threads
 from milkrun_engine.store.posts import DISPATCHER, Post, Posts
 
@@ -30,13 +31,17 @@ class Leadership:
     Args:
         me: names this process.
         make_crew: builds the crew of a new term.
+        is_shared: whether other processes seek it, too; a ledger that says nothing costs no post that nobody wants.
     """
 
-    def __init__(self, *, me: str, posts: Posts, threads: Threads, make_crew: Callable[[], Crew]) -> None:
+    def __init__(
+        self, *, me: str, posts: Posts, threads: Threads, make_crew: Callable[[], Crew], is_shared: bool
+    ) -> None:
         self._me = me
         self._posts = posts
         self._threads = threads
         self._make_crew = make_crew
+        self._is_shared = is_shared
         self._held_until = 0.0
         self._told: Mapping[str, Any] = {}
         self._starting: asyncio.Task[None] | None = None
@@ -53,7 +58,7 @@ class Leadership:
         began = time.monotonic()
         post: Post | None = None
         patience = _TRY_SECONDS
-        if self.crew or self._starting:  # it must stop in time, however long the ledger says nothing
+        if self._is_shared and (self.crew or self._starting):  # it must stop in time, whatever the ledger says
             patience = max(0.0, min(patience, self._held_until - _MARGIN_SECONDS - began))
         try:
             async with asyncio.timeout(patience):
@@ -64,11 +69,12 @@ class Leadership:
         if post is not None and post.holder == self._me:
             self._held_until = began + LEASE_SECONDS
             if self.crew is None and self._starting is None:
+                reached(Point.election_taken)
                 log.info("elected to dispatch", extra={"action": "elected", "term": post.term})
                 # Beside the rounds that renew the lease: Ray takes longer to start than a lease lasts.
                 self._starting = asyncio.create_task(self._appoint())
         elif (self.crew or self._starting) and (
-            post is not None or time.monotonic() >= self._held_until - _MARGIN_SECONDS
+            post is not None or (self._is_shared and time.monotonic() >= self._held_until - _MARGIN_SECONDS)
         ):
             log.warning("the dispatcher's post is lost", extra={"action": "post_lost"})
             await self._dismiss()

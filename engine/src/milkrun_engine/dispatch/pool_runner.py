@@ -21,6 +21,7 @@ from milkrun_engine.domain.errors import BlobCorrupt
 from milkrun_engine.domain.leases import Lease, Suspicion
 from milkrun_engine.domain.models import ModelSpec
 from milkrun_engine.domain.planning import CHUNK_ROWS_MAX, WINDOW_BYTES
+from milkrun_engine.failpoints import Point, reached
 from milkrun_engine.replicas.base import Pool
 from milkrun_engine.service.signals import Signals, wait_event
 from milkrun_engine.service.threads import Threads
@@ -194,11 +195,13 @@ class PoolRunner:
     async def _accept(self, leases: list[Lease]) -> None:
         if not leases:
             return
+        reached(Point.chunk_claimed)
         self._chunk_rows = max(1, leases[-1].rows)
         for tenant_id in await self._threads.write(
             self._store.chunks.start_jobs, sorted({lease.job_id for lease in leases})
         ):
             self._signals.changed(tenant_id)
+        reached(Point.job_started)
         largest = 1
         for lease in leases:
             work = await self._load(lease)

@@ -13,12 +13,14 @@ from milkrun.status import JobKind, RowErrorCode
 from milkrun_engine.blobs import chunk_files, inputs
 from milkrun_engine.blobs.inputs import BadRow, Item
 from milkrun_engine.blobs.local import LocalBlobs
+from milkrun_engine.dispatch.disk import Refusals
 from milkrun_engine.domain import planning
-from milkrun_engine.domain.errors import InputUnreadable
+from milkrun_engine.domain.errors import DiskFull, InputUnreadable
 from milkrun_engine.domain.ids import new_id
 from milkrun_engine.domain.jobs import NewChunk, NewWindow, Preparation, Recorded, chunk_blob
 from milkrun_engine.domain.models import ModelSpec
 from milkrun_engine.domain.rows import PreparedRow, RefusedRow, RowReader
+from milkrun_engine.failpoints import Point, reached
 from milkrun_engine.service.leftovers import delete_unnamed
 from milkrun_engine.service.signals import Signals, wait_event
 from milkrun_engine.service.threads import Threads
@@ -41,6 +43,7 @@ class Preparer:
         self._signals = signals
         self._models = models
         self._kinds: dict[str, JobKind] = {name: model.kind for name, model in models.items()}
+        self.disk = Refusals()
         self._postponed: dict[str, float] = {}  # until when, by job
         self._open: dict[str, tuple[int, Iterator[Item]]] = {}  # by job: the place reached, the reader there
 
@@ -58,9 +61,8 @@ class Preparer:
             message = f"the input could not be read behind row {work.rows_read}: {error}"
             await self._fail(work, "input_unreadable", message)
             return
-        except OSError:  # a full disk, most likely: it goes on when there is room
-            log.exception("preparation waits", extra={"action": "prepare_postponed", "job_id": work.job_id})
-            self._postponed[work.job_id] = time.monotonic() + _SAFETY_SECONDS
+        except (DiskFull, OSError) as error:  # it may pass
+            self._postpone(work, error)
             return
         except Exception as error:  # our own fault, and it would happen again: other jobs must not wait behind it
             log.exception("preparation failed", extra={"action": "prepare_failed", "job_id": work.job_id})
@@ -68,15 +70,27 @@ class Preparer:
             return
         try:
             recorded = await self._threads.write(self._store.jobs.commit_window, work, window)
-        except Exception:  # the next try writes files of its own: a ledger that is full must not fill the disk, too
+        except Exception as error:  # the next try writes files of its own: a full ledger must not fill the disk, too
             names = [chunk.input_blob for chunk in window.chunks]
             await self._threads.files(delete_unnamed, self._store, self._blobs, names)
-            raise
+            if not isinstance(error, DiskFull):
+                raise
+            self._postpone(work, error)
+            return
+        reached(Point.window_committed)
         if not recorded.accepted:
             await self._threads.files(self._discard, window.chunks)
         if not recorded.accepted or window.last:
             self._open.pop(work.job_id, None)
         self._announce(work, window, recorded)
+
+    def _postpone(self, work: Preparation, error: Exception) -> None:
+        """Let a job wait for a disk that is full, most likely; others may find room."""
+        if isinstance(error, DiskFull):
+            self.disk.note()
+        extra = {"action": "prepare_postponed", "job_id": work.job_id}
+        log.warning("preparation waits", exc_info=error, extra=extra)
+        self._postponed[work.job_id] = time.monotonic() + _SAFETY_SECONDS
 
     def _announce(self, work: Preparation, window: NewWindow, recorded: Recorded) -> None:
         if recorded.accepted:
@@ -96,6 +110,7 @@ class Preparer:
     def _cut(self, work: Preparation) -> NewWindow:
         """Read the next window and write its chunk files; blocking."""
         rows, position, last = self._read(work)
+        reached(Point.window_planned)
         chunks: list[NewChunk] = []
         try:
             places = self._write(work, rows, chunks)

@@ -8,9 +8,12 @@ import logging
 from milkrun.status import JobStatus
 from milkrun_engine.blobs import chunk_files
 from milkrun_engine.blobs.local import LocalBlobs
+from milkrun_engine.dispatch.disk import Refusals
 from milkrun_engine.dispatch.work import ChunkWork
+from milkrun_engine.domain.errors import DiskFull
 from milkrun_engine.domain.ids import new_id
 from milkrun_engine.domain.jobs import ChunkCounts, chunk_blob
+from milkrun_engine.failpoints import Point, reached
 from milkrun_engine.service.leftovers import delete_unnamed
 from milkrun_engine.service.signals import Signals
 from milkrun_engine.service.threads import Threads
@@ -28,6 +31,7 @@ class Recorder:
         self._blobs = blobs
         self._threads = threads
         self._signals = signals
+        self.disk = Refusals()
         self.changed_jobs: set[str] = set()  #: whose counts changed since progress was last published
 
     async def record(self, work: ChunkWork) -> None:
@@ -44,7 +48,9 @@ class Recorder:
                 if sha256 is None:
                     sha256 = await self._threads.files(lambda: self._blobs.put(blob, chunk_files.write_result(rows)))
                 await self._commit(work, blob, sha256, counts)
-            except Exception:
+            except Exception as error:
+                if isinstance(error, DiskFull):
+                    self.disk.note()
                 extra = {"action": "record_failed", "job_id": lease.job_id, "chunk": lease.number}
                 log.exception("a result could not be written; trying again", extra=extra)
                 await asyncio.sleep(_RETRY_SECONDS)
@@ -55,6 +61,7 @@ class Recorder:
     async def _commit(self, work: ChunkWork, blob: str, sha256: str, counts: ChunkCounts) -> None:
         lease = work.lease
         recorded = await self._threads.write(self._store.chunks.record, lease, blob, sha256, counts)
+        reached(Point.record_committed)
         if not recorded.accepted and await self._threads.files(delete_unnamed, self._store, self._blobs, [blob]) > 0:
             work.is_dropped = True
             log.info(
@@ -63,10 +70,11 @@ class Recorder:
             return
         # One that is refused and named was committed by an earlier try, whose answer was an error.
         self.changed_jobs.add(lease.job_id)
-        if recorded.ended is not None or not recorded.accepted:
-            self._signals.changed(lease.tenant_id)
-            self._signals.to_call_back.set()
         if recorded.ended is not None:
+            reached(Point.job_ended)
             if recorded.ended is not JobStatus.succeeded:  # too many rows failed: the others leave the replicas
                 self._signals.stopped(lease.job_id)
             log.info("job ended", extra={"action": "job_ended", "job_id": lease.job_id, "status": str(recorded.ended)})
+        if recorded.ended is not None or not recorded.accepted:
+            self._signals.changed(lease.tenant_id)
+            self._signals.to_call_back.set()

@@ -15,6 +15,7 @@ from milkrun_engine.dispatch.breaker import Breaker
 from milkrun_engine.dispatch.quarantine import Quarantine
 from milkrun_engine.dispatch.work import MOST_BYTES, ChunkWork, Feed
 from milkrun_engine.domain.models import ModelSpec
+from milkrun_engine.failpoints import Point, reached
 from milkrun_engine.replicas.base import (
     HandOut,
     Pool,
@@ -163,11 +164,13 @@ class ReplicaRunner:
         flight = _InFlight(handout.id, work, set(slots), sum(len(row.body) for row in handout.rows))
         self._in_flight[handout.id] = flight
         flight.task = asyncio.create_task(self._receive(handle, handout, flight))
+        reached(Point.rows_handed_out)
         return flight
 
     async def _receive(self, handle: ReplicaHandle, handout: HandOut, flight: _InFlight) -> None:
         try:
             async for outcomes in handle.run(handout):
+                reached(Point.rows_finished)
                 for outcome in outcomes:
                     if not flight.work.settle(outcome, flight.open):
                         log.error("a replica answered a row that it was not given", extra={"action": "foreign_row"})

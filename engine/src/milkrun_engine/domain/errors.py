@@ -83,6 +83,12 @@ class InputTooLarge(EngineError):
     code = "input_too_large"
 
 
+class DiskFull(EngineError):
+    """The engine's disk takes no more bytes: it is full, or fails."""
+
+    code = "disk_full"
+
+
 class ShuttingDown(EngineError):
     """The engine is stopping; ask again in a moment."""
 

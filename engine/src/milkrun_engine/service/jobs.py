@@ -18,6 +18,7 @@ from milkrun_engine.domain.ids import new_id
 from milkrun_engine.domain.jobs import JobFilter, JobRecord, NewJob, SubmitResult
 from milkrun_engine.domain.models import ModelSpec
 from milkrun_engine.domain.rows import RowReader
+from milkrun_engine.failpoints import Point, reached
 from milkrun_engine.service import door
 from milkrun_engine.service.egress import Egress
 from milkrun_engine.service.leftovers import delete_unnamed
@@ -79,6 +80,7 @@ class JobService:
 
         Raises:
             InputTooLarge: it is over `MAX_UPLOAD_BYTES`.
+            DiskFull: there is no room for it.
         """
         file_id = new_id("file")
         name = f"inputs/{tenant_id}/{file_id}"
@@ -87,10 +89,15 @@ class JobService:
                 if blob.bytes + len(piece) > MAX_UPLOAD_BYTES:
                     raise InputTooLarge(f"an input file holds at most {MAX_UPLOAD_BYTES:,} bytes; split it")
                 await self._threads.files(blob.write, piece)
+                reached(Point.upload_received)
         record = InputFileRecord(
             id=file_id, tenant_id=tenant_id, format=form, bytes=blob.bytes, sha256=blob.sha256, blob=name
         )
-        await self._threads.write(self._store.input_files.add, record)
+        try:
+            await self._threads.write(self._store.input_files.add, record)
+        except Exception:
+            await self._forget(record)
+            raise
         return InputFile(id=file_id, format=form, bytes=record.bytes, sha256=record.sha256)
 
     @asynccontextmanager
@@ -113,6 +120,7 @@ class JobService:
             InvalidRequest: the job can't work as it stands (also MissingColumn, UnknownModel).
             IdempotencyMismatch: the key's job has other inputs.
             ShuttingDown: the engine is stopping.
+            DiskFull: there is no room for it.
         """
         if self._stopping.is_set():
             raise ShuttingDown("the engine is stopping; submit again in a moment")
@@ -165,14 +173,16 @@ class JobService:
             external_url=request.external_url,
             callback=request.callback.model_dump(mode="json") if request.callback else None,
         )
-        return await self._threads.write(self._store.jobs.submit, new)
+        result = await self._threads.write(self._store.jobs.submit, new)
+        reached(Point.submit_committed)
+        return result
 
     async def _forget(self, source: InputFileRecord) -> None:
-        """Delete rows that no job took (an upload stays: the ledger names it); what stays, the sweeper finds."""
+        """Delete rows that nobody took (an upload stays once the ledger names it); what stays, the sweeper finds."""
         try:
             await self._threads.files(delete_unnamed, self._store, self._blobs, [source.blob])
         except Exception:
-            log.exception("an input that no job took stays for now", extra={"action": "input_left"})
+            log.exception("an input that nobody took stays for now", extra={"action": "input_left"})
 
     async def _input(self, tenant_id: str, request: SubmitRequest) -> InputFileRecord:
         if request.input is not None:
@@ -250,6 +260,7 @@ class JobService:
             StaleClaim: a later submit or attach owns the job.
         """
         record, stopped = await self._threads.write(self._store.jobs.cancel, tenant_id, job_id, claim)
+        reached(Point.cancel_committed)
         if stopped:
             self._signals.changed(tenant_id)
             self._signals.stopped(job_id)

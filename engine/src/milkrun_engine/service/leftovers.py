@@ -5,6 +5,7 @@ Blobs that were written for the ledger, which may not have taken them.
 from collections.abc import Sequence
 
 from milkrun_engine.blobs.local import LocalBlobs
+from milkrun_engine.failpoints import Point, reached
 from milkrun_engine.store import Store
 
 
@@ -16,5 +17,6 @@ def delete_unnamed(store: Store, blobs: LocalBlobs, names: Sequence[str]) -> int
     """
     unnamed = set(names) - store.named_blobs(names)
     for name in unnamed:
+        reached(Point.leftover_found)
         blobs.delete(name)
     return len(unnamed)

@@ -83,7 +83,9 @@ def _waiting_reason(record: JobRecord, of_model: str | None) -> str | None:
         return None
     if record.paused:
         return "paused"
-    return None if record.status is JobStatus.preparing else of_model
+    # Nothing waits for a model before there are rows; both wait for a disk.
+    is_early = record.status is JobStatus.preparing and of_model != "disk_full"
+    return None if is_early else of_model
 
 
 def _failure(record: JobRecord) -> JobFailure | None:

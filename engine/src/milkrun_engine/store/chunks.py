@@ -11,6 +11,7 @@ from milkrun_engine.domain.errors import NotFound
 from milkrun_engine.domain.jobs import ChunkCounts, ChunkFiles, Readable, Recorded
 from milkrun_engine.domain.leases import LEASE_SECONDS, Lease, Suspicion
 from milkrun_engine.domain.states import LIVE, ChunkState
+from milkrun_engine.failpoints import Point, reached
 from milkrun_engine.store.database import Database, transaction
 from milkrun_engine.store.ends import finish
 from milkrun_engine.store.feed import lock, stamp, stamp_owners
@@ -155,6 +156,7 @@ class Chunks:
             ended = finish(connection, self._database.now, held.job_id)
             if ended is not None:
                 stamp(connection, held.tenant_id, [held.job_id], status=True)
+            reached(Point.record_uncommitted)
             return Recorded(accepted=True, ended=ended)
 
     @transaction

@@ -19,6 +19,8 @@ from sqlalchemy import Connection, Engine, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql import ColumnElement
 
+from milkrun_engine.domain.errors import DiskFull
+
 P = ParamSpec("P")
 R = TypeVar("R")
 _TRIES = 8
@@ -54,6 +56,10 @@ class Database(ABC):
     def is_conflict(self, error: DBAPIError) -> bool:
         """Whether a transaction was rolled back for the sake of others, so that it may be tried again as it is."""
 
+    @abstractmethod
+    def is_disk_full(self, error: DBAPIError) -> bool:
+        """Whether the database's disk takes no more: it is full, or fails."""
+
     def tell(self, messages: Sequence[str]) -> None:  # noqa: B027 (a database of one process has nobody to tell)
         """Send messages to every process that listens; may lose some, never waits for anybody."""
 
@@ -69,9 +75,19 @@ class Database(ABC):
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """A transaction that commits on leaving, or rolls back on an exception."""
-        with self.writer.begin() as connection:
-            yield connection
+        """
+        A transaction that commits on leaving, or rolls back on an exception.
+
+        Raises:
+            DiskFull: the database's disk takes no more.
+        """
+        try:
+            with self.writer.begin() as connection:
+                yield connection
+        except DBAPIError as error:
+            if self.is_disk_full(error):
+                raise DiskFull(f"the ledger's disk does not take a change ({type(error.orig).__name__})") from error
+            raise
 
     @contextmanager
     def read(self) -> Iterator[Connection]:

@@ -23,6 +23,7 @@ from milkrun_engine.domain.jobs import (
     SubmitResult,
 )
 from milkrun_engine.domain.states import LIVE, ChunkState
+from milkrun_engine.failpoints import Point, reached
 from milkrun_engine.store.database import Database, scalar, transaction
 from milkrun_engine.store.ends import finish, stop
 from milkrun_engine.store.feed import cursor_of, lock, stamp
@@ -65,6 +66,7 @@ class Jobs:
             changed = [job_id] if cancelled is None else [job_id, cancelled]
             stamp(connection, new.tenant_id, changed, status=True)
             job = _read(connection, job_id)
+            reached(Point.submit_uncommitted)
         return SubmitResult(job=job, claim=job.claim, cursor=cursor, replaced=replaced, cancelled=cancelled)
 
     def _queue_up(self, connection: Connection, tenant_id: str, name: str) -> None:
@@ -272,6 +274,7 @@ class Jobs:
                 raise StaleClaim(f"job {job_id} was claimed again (claim {held.claim}, yours is {claim}); it goes on")
             if stopped:
                 stamp(connection, tenant_id, [job_id], status=True)
+            reached(Point.cancel_uncommitted)
             return _read(connection, job_id), stopped
 
     @transaction
@@ -369,6 +372,7 @@ class Jobs:
             ended = finish(connection, self._database.now, work.job_id)
             if window.number == 0 or ended is not None:
                 stamp(connection, work.tenant_id, [work.job_id], status=True)
+            reached(Point.window_uncommitted)
             return Recorded(accepted=True, ended=ended)
 
     def unfinished(self) -> int:

@@ -23,6 +23,7 @@ _CONNECT_SECONDS = 10
 _CHANNEL = "milkrun"
 _LISTEN_SECONDS = 0.5  # so soon a listener sees that it is to stop
 _CONFLICTS = {"40001", "40P01"}  # serialization_failure, deadlock_detected
+_DISK_ERRORS = {"53100", "58030"}  # disk_full, io_error
 #: a peer that is silently gone is noticed within half a minute, not after the kernel's two hours
 _KEEPALIVES: dict[str, Any] = {
     "keepalives": 1,
@@ -78,6 +79,10 @@ class PostgresDatabase(Database):
     def is_conflict(self, error: DBAPIError) -> bool:
         """See the base."""
         return getattr(error.orig, "sqlstate", None) in _CONFLICTS
+
+    def is_disk_full(self, error: DBAPIError) -> bool:
+        """See the base."""
+        return getattr(error.orig, "sqlstate", None) in _DISK_ERRORS
 
     def tell(self, messages: Sequence[str]) -> None:
         """See the base."""

@@ -5,6 +5,7 @@ WAL with `synchronous=FULL`: a transaction that returned is on disk. A writer be
 never fails half-way for a lock, and nobody writes beside it.
 """
 
+import sqlite3
 from pathlib import Path
 
 from sqlalchemy import Connection, Engine, Float, create_engine, event, literal_column, type_coerce
@@ -18,6 +19,7 @@ from milkrun_engine.store.database import Database
 _BUSY_MILLISECONDS = 30_000
 _EPOCH_JULIAN_DAY = 2_440_587.5
 _READERS = 8
+_DISK_ERRORS = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
 
 
 class SqliteDatabase(Database):
@@ -82,3 +84,7 @@ class SqliteDatabase(Database):
     def is_conflict(self, error: DBAPIError) -> bool:  # noqa: ARG002 (the base's)
         """Never: a transaction waits at its beginning."""
         return False
+
+    def is_disk_full(self, error: DBAPIError) -> bool:
+        """See the base."""
+        return getattr(error.orig, "sqlite_errorcode", 0) & 0xFF in _DISK_ERRORS  # the rest is SQLite's detail

@@ -32,6 +32,7 @@ STATUS: dict[type[errors.EngineError], int] = {
     errors.CursorLost: 410,
     errors.InputTooLarge: 413,
     errors.ShuttingDown: 503,
+    errors.DiskFull: 507,
     errors.BlobCorrupt: 500,
 }
 _RETRY_AFTER_SECONDS = 2

@@ -27,6 +27,7 @@ from milkrun.wire import (
 from milkrun_engine.api.auth import Authenticator
 from milkrun_engine.domain.errors import InvalidRequest
 from milkrun_engine.domain.jobs import JobFilter
+from milkrun_engine.failpoints import Point, reached
 from milkrun_engine.service import exports
 from milkrun_engine.service.controls import JobControls
 from milkrun_engine.service.jobs import JobService
@@ -78,6 +79,7 @@ def _add_submission(api: APIRouter, service: JobService, tenant_of: Tenant) -> N
         """Submit a job, or find the one that the idempotency key already has."""
         submitted = await service.submit(tenant, body)
         response.status_code = 200 if submitted.reused else 201
+        reached(Point.answer_due)
         return submitted
 
     @api.post("/jobs/attach", tags=["jobs"])

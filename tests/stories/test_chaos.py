@@ -1,0 +1,20 @@
+"""
+A few random-kill runs; `tests/measure chaos` makes hundreds, and a long mix of every fault.
+"""
+
+from pathlib import Path
+
+import pytest
+from measure import chaos_kills
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_random_kills_break_no_promise(tmp_path: Path, seed: int) -> None:
+    """Twenty jobs end rightly, each once, whoever dies meanwhile."""
+    result = chaos_kills.run(seed, tmp_path)
+    assert {"server", "replica", "receiver"} >= result["faults"].keys()
+    assert 2 <= sum(result["faults"].values()), "nothing was killed"
+    assert (20, []) == (result["jobs"], result["violations"])
+    assert [0, 0, 0] == [result[name] for name in ("rows_lost", "rows_doubled", "not_terminal")]
