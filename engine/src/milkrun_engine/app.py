@@ -87,10 +87,11 @@ class Engine:
         self._is_ready = False
         self.app = self._make_app(ResultReader(self.store, self._blobs), links)
 
-    def make_crew(self) -> Crew:
+    def make_crew(self, term: int) -> Crew:
         """Build what the elected process does besides answering."""
         return Crew(
             owner=self.instance_id,
+            term=term,
             store=self.store,
             blobs=self._blobs,
             threads=self._threads,

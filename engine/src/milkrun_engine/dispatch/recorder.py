@@ -8,8 +8,10 @@ import logging
 from milkrun_engine.blobs import chunk_files
 from milkrun_engine.blobs.local import LocalBlobs
 from milkrun_engine.dispatch.work import ChunkWork
+from milkrun_engine.domain.errors import OutcomeUnknown
 from milkrun_engine.domain.ids import new_id
 from milkrun_engine.domain.jobs import ChunkCounts, chunk_blob
+from milkrun_engine.domain.leases import Lease
 from milkrun_engine.service.leftovers import delete_unnamed
 from milkrun_engine.service.signals import Signals
 from milkrun_engine.service.threads import Threads
@@ -38,17 +40,22 @@ class Recorder:
         # Its tries share one file, so that a ledger that refuses writes does not fill the disk.
         blob = chunk_blob(lease.job_id, lease.number, f"{lease.epoch}.{new_id('out')}")
         sha256: str | None = None
+        may_be_recorded = False
         while not work.is_dropped:
             try:
                 if sha256 is None:
                     sha256 = await self._threads.files(lambda: self._blobs.put(blob, chunk_files.write_result(rows)))
                 await self._commit(work, blob, sha256, counts)
-            except Exception:
+            except Exception as error:
+                may_be_recorded |= isinstance(error, OutcomeUnknown)
                 extra = {"action": "record_failed", "job_id": lease.job_id, "chunk": lease.number}
                 log.exception("a result could not be written; trying again", extra=extra)
                 await asyncio.sleep(_RETRY_SECONDS)
             else:
                 return
+        if may_be_recorded:  # which is why its lease is gone, perhaps; the sweeper deletes the file if not
+            self._announce(lease)
+            return
         await self._threads.files(delete_unnamed, self._store, self._blobs, [blob])
 
     async def _commit(self, work: ChunkWork, blob: str, sha256: str, counts: ChunkCounts) -> None:
@@ -63,7 +70,11 @@ class Recorder:
         # One that is refused and named was committed by an earlier try, whose answer was an error.
         self.changed_jobs.add(lease.job_id)
         if recorded.ended is not None or not recorded.accepted:
-            self._signals.changed(lease.tenant_id)
-            self._signals.to_call_back.set()
+            self._announce(lease)
         if recorded.ended is not None:
             log.info("job ended", extra={"action": "job_ended", "job_id": lease.job_id, "status": str(recorded.ended)})
+
+    def _announce(self, lease: Lease) -> None:
+        self.changed_jobs.add(lease.job_id)
+        self._signals.changed(lease.tenant_id)
+        self._signals.to_call_back.set()

@@ -71,6 +71,12 @@ class InputTooLarge(EngineError):
     code = "input_too_large"
 
 
+class OutcomeUnknown(EngineError):
+    """The ledger's connection was lost at a commit, which may have happened: ask again, and you are told."""
+
+    code = "outcome_unknown"
+
+
 class ShuttingDown(EngineError):
     """The engine is stopping; ask again in a moment."""
 

@@ -13,7 +13,7 @@ from milkrun.hashing import input_hash, row_line
 from milkrun.status import FeedEvents, InputFormat, JobStatus
 from milkrun.wire import Changes, InputFile, Job, JobList, SubmitRequest, Submitted
 from milkrun_engine.blobs.local import BlobWriter, LocalBlobs
-from milkrun_engine.domain.errors import InputTooLarge, InvalidRequest, ShuttingDown
+from milkrun_engine.domain.errors import InputTooLarge, InvalidRequest, OutcomeUnknown, ShuttingDown
 from milkrun_engine.domain.ids import new_id
 from milkrun_engine.domain.jobs import JobRecord, NewJob, SubmitResult
 from milkrun_engine.domain.models import ModelSpec
@@ -123,6 +123,10 @@ class JobService:
         source = await self._input(tenant_id, request)
         try:
             result = await self._accept(tenant_id, request, source, model, reader)
+        except OutcomeUnknown:  # its rows stay: a job may have them; the sweeper finds out
+            self._signals.changed(tenant_id)
+            self._signals.submitted(model.name)
+            raise
         except Exception:
             await self._forget(source)
             raise
@@ -236,8 +240,8 @@ class JobService:
             NotFound: this tenant has no such job.
             StaleClaim: a later submit or attach owns the job.
         """
-        record, stopped = await self._threads.write(self._store.jobs.cancel, tenant_id, job_id, claim)
-        if stopped:
+        record = (await self._threads.write(self._store.jobs.cancel, tenant_id, job_id, claim))[0]
+        if record.status is JobStatus.cancelled:  # by whichever call: an earlier one may not know that it did it
             self._signals.changed(tenant_id)
             self._signals.stopped(job_id)
         return self._view(record)

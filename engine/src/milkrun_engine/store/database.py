@@ -19,6 +19,8 @@ from sqlalchemy import Connection, Engine, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql import ColumnElement
 
+from milkrun_engine.domain.errors import OutcomeUnknown
+
 P = ParamSpec("P")
 R = TypeVar("R")
 _TRIES = 8
@@ -54,11 +56,19 @@ class Database(ABC):
     def is_conflict(self, error: DBAPIError) -> bool:
         """Whether a transaction was rolled back for the sake of others, so that it may be tried again as it is."""
 
+    def is_lost(self, error: DBAPIError) -> bool:  # noqa: ARG002 (a file has no connection to lose)
+        """Whether the database went away before it answered."""
+        return False
+
     def tell(self, messages: Sequence[str]) -> None:  # noqa: B027 (a database of one process has nobody to tell)
         """Send messages to every process that listens; may lose some, never waits for anybody."""
 
     def listen(self, stopped: Event) -> Iterator[str]:
-        """Yield the messages of all processes until `stopped`; raises when the connection is lost. Blocking."""
+        """
+        Yield the messages of all processes until `stopped`, and an empty one when it begins to hear them. Blocking.
+
+        Raises when the connection is lost.
+        """
         stopped.wait()
         yield from ()
 
@@ -69,9 +79,21 @@ class Database(ABC):
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """A transaction that commits on leaving, or rolls back on an exception."""
-        with self.writer.begin() as connection:
-            yield connection
+        """
+        A transaction that commits on leaving, or rolls back on an exception.
+
+        Raises:
+            OutcomeUnknown: the database went away while it committed; any other error means that nothing was written.
+        """
+        is_whole = False
+        try:
+            with self.writer.begin() as connection:
+                yield connection
+                is_whole = True
+        except DBAPIError as error:
+            if is_whole and self.is_lost(error):
+                raise OutcomeUnknown("the ledger was lost at a commit, which may have happened; ask again") from error
+            raise
 
     @contextmanager
     def read(self) -> Iterator[Connection]:

@@ -29,6 +29,7 @@ STATUS: dict[type[errors.EngineError], int] = {
     errors.StaleClaim: 409,
     errors.CursorLost: 410,
     errors.InputTooLarge: 413,
+    errors.OutcomeUnknown: 503,
     errors.ShuttingDown: 503,
     errors.BlobCorrupt: 500,
 }
