@@ -100,6 +100,7 @@ class Engine:
             pool=_make_pool(self.settings),
             egress=self._egress,
             give_up_seconds=self.settings.give_up_seconds,
+            silence_seconds=self.settings.replica_silence_seconds,
         )
 
     def _make_app(self, reader: ResultReader, links: PageLinks) -> FastAPI:

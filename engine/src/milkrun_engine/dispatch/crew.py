@@ -35,6 +35,7 @@ class Crew:
         owner: names this process on its leases.
         term: of its post.
         give_up_seconds: rows end as `model_unavailable` when their model failed for so long.
+        silence_seconds: a replica that gives no sign of life for so long is killed.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Crew:
         pool: Pool,
         egress: Egress,
         give_up_seconds: float,
+        silence_seconds: float,
     ) -> None:
         self._owner = owner
         self._term = term
@@ -65,6 +67,7 @@ class Crew:
             models=models,
             pool=pool,
             give_up_seconds=give_up_seconds,
+            silence_seconds=silence_seconds,
         )
         self.callbacks = Callbacks(store=store, threads=threads, signals=signals, sender=Sender(egress))
         self._preparer = Preparer(store=store, blobs=blobs, threads=threads, signals=signals, models=models)

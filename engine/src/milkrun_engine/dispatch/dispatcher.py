@@ -42,6 +42,7 @@ class Dispatcher:
         models: dict[str, ModelSpec],
         pool: Pool,
         give_up_seconds: float,
+        silence_seconds: float,
     ) -> None:
         self._owner = owner
         self._store = store
@@ -60,6 +61,7 @@ class Dispatcher:
                 signals=signals,
                 recorder=self.recorder,
                 give_up_seconds=give_up_seconds,
+                silence_seconds=silence_seconds,
             )
             for spec in models.values()
         }
