@@ -77,7 +77,7 @@ async def serve(data_dir: Path, *, duties: bool = False, **settings: Any) -> Asy
             while engine.leadership.crew is None:
                 await asyncio.sleep(0.01)
         else:
-            engine.leadership.crew = engine.make_crew()
+            engine.leadership.crew = engine.make_crew(term=1)
         yield Api(engine, world, *clients, models=engine._models)
 
 

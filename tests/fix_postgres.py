@@ -36,6 +36,15 @@ class Postgres:
         self._run(f"CREATE DATABASE {name} TEMPLATE {_TEMPLATE}")
         return self._url(name)
 
+    @property
+    def address(self) -> tuple[str]:
+        """The path of its socket, for a proxy."""
+        return (f"{self._uri.partition('?host=')[2]}/.s.PGSQL.5432",)
+
+    def at(self, url: str, port: int) -> str:
+        """A database's URL by way of a proxy on this port."""
+        return url.partition("?")[0].replace("@/", f"@127.0.0.1:{port}/")
+
     def drop(self, url: str) -> None:
         """Forget a database, whoever is connected."""
         name = url.partition("?")[0].rpartition("/")[2]

@@ -32,6 +32,7 @@ from milkrun_engine.service.results import ResultReader
 from milkrun_engine.service.signals import Signals
 from milkrun_engine.service.threads import Threads
 from milkrun_engine.store import Store
+from milkrun_engine.store.posts import DISPATCHER
 from milkrun_engine.store.tenants import DEFAULT_TENANT
 
 MODELS = {
@@ -93,8 +94,14 @@ class World:
         offset = self.store.database.clock_offset_seconds
         self.store.close()
         self.store = self.another_store(offset)
-        self.store.chunks.release()
+        self.take_over()
         self.__post_init__()
+
+    def take_over(self, dispatcher: str = "next") -> None:
+        """Let a dispatcher begin its term: all leases are given back."""
+        self.store.posts.leave(DISPATCHER)
+        post = self.store.posts.take(DISPATCHER, dispatcher, LEASE_SECONDS, {})
+        assert self.store.chunks.take_over(dispatcher, post.term)
 
     def another_store(self, clock_offset_seconds: float = 0.0) -> Store:
         """The same ledger, as another process sees it."""

@@ -11,7 +11,7 @@ from checker.facts import Answer
 
 def echo_answer(text: str, *, key: str | None = None) -> Answer:
     """The answer to a plain text asked as a chat, by a job without system prompt, sampling and schema."""
-    if text.startswith("die:"):
+    if text.startswith(("die:", "lie:")):
         return Answer(key, "failed", "engine_crash", None)
     if text.startswith("fail:"):
         return Answer(key, "failed", text.removeprefix("fail:").strip() or "invalid_row", None)

@@ -101,7 +101,7 @@ import os, signal, sys
 from pathlib import Path
 from milkrun_engine.store import Store
 store = Store(Path(sys.argv[1]))
-store.chunks.release()
+store.chunks.release("doomed")
 assert store.chunks.claim("echo", "doomed", 1)
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -113,7 +113,7 @@ def test_a_sigkill_counts_as_an_attempt(world: World) -> None:
     for _ in range(2):
         doomed = subprocess.run([sys.executable, "-c", CLAIM_AND_DIE, str(world.store.database.path)], check=False)
         assert -signal.SIGKILL == doomed.returncode
-    world.store.chunks.release()
+    world.store.chunks.release("doomed")
     [lease] = world.claim()
     assert 3 == lease.attempts
 

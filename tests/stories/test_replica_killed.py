@@ -39,6 +39,26 @@ def test_a_poison_row_is_alone(serve: Callable[..., Server]) -> None:
     assert _deaths(server) <= deaths
 
 
+def test_a_lying_row_is_alone(serve: Callable[..., Server]) -> None:
+    """A replica that answers what can't be is ended like one that died; only a row that makes it lie fails."""
+    server = serve(engine_args={"window_rows": 8, "handout_rows": 8})
+    lies = {3: "lie:twice", 9: "lie:foreign", 17: "lie:utf8", 30: "lie:nan"}
+    texts = [lies.get(index, f"row {index}") for index in range(40)]
+    deaths = len(lies) * (math.ceil(math.log2(8)) + 3)
+    with server.client() as client:
+        job_id = client.infer(texts)
+        ended = client.wait(job_id, timeout=120)
+        rows = client.await_job_results(job_id).to_list()
+    # A row whose first answer was right has one: the second is what was refused.
+    assert {3: None, 9: "engine_crash", 17: "engine_crash", 30: "engine_crash"} == {
+        index: row.error and row.error.code for index, row in enumerate(rows) if index in lies
+    }
+    assert 37 == ended.rows_succeeded
+    right = [answer.output for index, answer in enumerate(echo_answers(texts)) if index not in lies]
+    assert right == [row.output for row in rows if row.index not in lies]
+    assert _deaths(server) <= deaths
+
+
 def test_suspects_outlive_the_server(serve: Callable[..., Server]) -> None:
     """A server killed between the deaths of a poison row goes on with the bisection where it was."""
     server = serve(engine_args={"window_rows": 8, "handout_rows": 8})

@@ -300,7 +300,7 @@ class Problem(_Answer):
 
     `code` is stable and what programs look at: invalid_request, missing_column, unknown_model, unauthenticated,
     not_found, idempotency_mismatch, inputs_differ, stale_claim, not_ended, already_ended, cursor_lost,
-    input_too_large, shutting_down, disk_full, integrity, internal.
+    input_too_large, shutting_down, disk_full, outcome_unknown, integrity, internal.
     """
 
     type: str = "about:blank"

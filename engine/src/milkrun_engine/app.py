@@ -93,10 +93,11 @@ class Engine:
         self._is_ready = False
         self.app = self._make_app(ResultReader(self.store, self._blobs), links)
 
-    def make_crew(self) -> Crew:
+    def make_crew(self, term: int) -> Crew:
         """Build what the elected process does besides answering."""
         return Crew(
             owner=self.instance_id,
+            term=term,
             store=self.store,
             blobs=self._blobs,
             threads=self._threads,
@@ -105,6 +106,7 @@ class Engine:
             pool=_make_pool(self.settings),
             egress=self._egress,
             give_up_seconds=self.settings.give_up_seconds,
+            silence_seconds=self.settings.replica_silence_seconds,
         )
 
     def _make_app(self, reader: ResultReader, links: PageLinks) -> FastAPI:

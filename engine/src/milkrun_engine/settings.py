@@ -39,6 +39,7 @@ class EngineSettings:
         idle_seconds: how long a local engine stays without jobs and callers.
         callback_private: callbacks may go to private and loopback addresses; as `calls_private` decides when absent.
         give_up_seconds: rows end as `model_unavailable` when their model failed for so long.
+        replica_silence_seconds: a replica that runs and gives no sign of life for so long is killed, and started again.
     """
 
     host: str = "127.0.0.1"
@@ -55,6 +56,7 @@ class EngineSettings:
     idle_seconds: float = 600.0
     give_up_seconds: float = 1_800.0
     callback_private: bool | None = None
+    replica_silence_seconds: float = 60.0
 
     @classmethod
     def read(cls, environ: Mapping[str, str] = os.environ, **arguments: Any) -> Self:
@@ -105,7 +107,7 @@ def _parse(name: str, text: str) -> Any:
     match name:
         case "port":
             kind: Any = int
-        case "idle_seconds" | "give_up_seconds":
+        case "idle_seconds" | "give_up_seconds" | "replica_silence_seconds":
             kind = float
         case "callback_private":
             if text.lower() not in _TRUTH:

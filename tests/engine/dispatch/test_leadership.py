@@ -40,7 +40,7 @@ def lead(world: World, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[L
 
     def make(me: str, *, fails: int = 0, is_shared: bool = True) -> tuple[Leadership, list[str]]:
         log: list[str] = []
-        crew: Any = lambda: Crew(log, fails)  # noqa: E731
+        crew: Any = lambda _term: Crew(log, fails)  # noqa: E731
         return Leadership(me=me, posts=world.store.posts, threads=Threads(), make_crew=crew, is_shared=is_shared), log
 
     return make

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from milkrun.status import RowErrorCode
 from milkrun_engine.blobs.chunk_files import InputRow
 from milkrun_engine.dispatch.breaker import Breaker
 from milkrun_engine.dispatch.quarantine import Quarantine
@@ -17,7 +18,7 @@ from milkrun_engine.dispatch.work import MOST_BYTES, ChunkWork, Feed
 from milkrun_engine.domain.leases import Lease, Suspicion
 from milkrun_engine.domain.models import ModelSpec
 from milkrun_engine.domain.rows import CHAT
-from milkrun_engine.replicas.base import HandOut, Outcome, ReplicaInfo
+from milkrun_engine.replicas.base import HandOut, HandOutRow, Outcome, ReplicaInfo
 
 pytestmark = pytest.mark.anyio
 _SECONDS = 5.0
@@ -36,13 +37,25 @@ class Handle:
 
     def __init__(self) -> None:
         self.let = asyncio.Event()
+        self.lives = True
+        self.kills = 0
 
     async def ready(self) -> ReplicaInfo:
         return ReplicaInfo(window_rows=8, handout_rows=8)
 
     async def run(self, handout: HandOut) -> AsyncIterator[list[Outcome]]:
         await self.let.wait()
-        yield [Outcome(row.index, output=b'"ok"') for row in handout.rows]
+        yield [outcome for row in handout.rows for outcome in self.answer(row)]
+
+    def answer(self, row: HandOutRow) -> list[Outcome]:
+        return [Outcome(row.index, output=b'"ok"')]
+
+    async def beat(self) -> None:
+        while not self.lives:
+            await asyncio.sleep(0.01)
+
+    async def kill(self) -> None:
+        self.kills += 1
 
     async def abort(self, handout_id: int) -> None:
         """Nothing runs on."""
@@ -72,13 +85,14 @@ class Place:
 class Bench:
     """One runner with its feed and quarantine."""
 
-    def __init__(self, handle: Handle | None) -> None:
+    def __init__(self, handle: Handle | None, *, silence_seconds: float = 60.0) -> None:
         self.feed = Feed()
         self.quarantine = Quarantine(self.suspect, self.settled)
         self.breaker = Breaker(give_up_seconds=60)
+        self.reasons: list[str] = []
         self.runner = ReplicaRunner(
             spec=ModelSpec(name="echo", weights="", replica="echo"), pool=Place(handle), feed=self.feed,
-            quarantine=self.quarantine, breaker=self.breaker, host=self,
+            quarantine=self.quarantine, breaker=self.breaker, host=self, silence_seconds=silence_seconds,
         )  # fmt: skip
 
     def wake(self) -> None:
@@ -88,6 +102,7 @@ class Bench:
         """Nobody commits here."""
 
     async def suspect(self, _work: ChunkWork, _suspects: dict[int, Suspicion]) -> bool:
+        self.reasons.append(self.breaker.reason)
         return True
 
     @asynccontextmanager
@@ -175,3 +190,48 @@ async def test_a_row_larger_than_the_bound_goes_alone() -> None:
         assert bench.runner.rows_in_flight == 1
         handle.let.set()
         await until(lambda: work.is_whole)
+
+
+async def test_a_replica_that_answers_no_beat_is_killed_and_its_rows_are_suspects() -> None:
+    handle = Handle()
+    bench, work = Bench(handle, silence_seconds=0.1), a_work(0)
+    bench.feed.add(work)
+    async with bench.running():
+        await until(lambda: bench.runner.rows_in_flight == 8)
+        await asyncio.sleep(0.3)
+        assert (0, set()) == (handle.kills, set(work.suspects)), "a row may take long"
+        handle.lives = False
+        await until(lambda: len(work.suspects) == 8)
+        assert handle.kills == 1
+        assert "no sign of life" in bench.breaker.reason
+
+
+LIES = {
+    "not JSON": lambda row: [Outcome(row.index, output=b"NaN")],
+    "not UTF-8": lambda row: [Outcome(row.index, output=b'"\xff"')],
+    "twice": lambda row: [Outcome(row.index, output=b'"ok"')] * 2,
+    "foreign": lambda row: [Outcome(row.index + 1_000, output=b'"ok"')],
+    "nothing": lambda row: [Outcome(row.index)],
+    "both": lambda row: [Outcome(row.index, output=b'"ok"', error_code=RowErrorCode.internal)],
+    "tokens": lambda row: [Outcome(row.index, output=b'"ok"', prompt_tokens=-1)],
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+async def test_a_replica_that_lies_is_killed_and_the_row_runs_again(lie: str) -> None:
+    handle = Handle()
+    handle.let.set()
+    bench, work = Bench(handle), a_work(0)
+    answers = iter([LIES[lie]])
+    honest = handle.answer
+
+    def lies_once(row: HandOutRow) -> list[Outcome]:
+        return next(answers, honest)(row)
+
+    handle.answer = lies_once
+    bench.feed.add(work)
+    async with bench.running():
+        await until(lambda: work.is_whole)
+    assert handle.kills == 1
+    assert "it lied" in bench.reasons[0]
+    assert [b'"ok"'] * 8 == [row.output for row in work.results.values()]

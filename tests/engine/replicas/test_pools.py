@@ -94,6 +94,21 @@ async def test_abort_ends_the_unfinished_rows(echo: ReplicaHandle) -> None:
     assert 1 == len(await outcomes_of(echo, a_handout(["still alive"])))
 
 
+async def test_a_frozen_replica_answers_no_beat_and_can_be_killed(pool: Pool) -> None:
+    handle = await pool.start_replica(ECHO)
+    (pid, *_) = (await handle.ready()).pids
+    run = asyncio.create_task(outcomes_of(handle, a_handout(["slow:60"])))
+    await asyncio.wait_for(handle.beat(), 10)
+    os.kill(pid, signal.SIGSTOP)
+    beat = asyncio.create_task(handle.beat())
+    assert not (await asyncio.wait({beat}, timeout=0.5))[0]
+    await handle.kill()
+    await handle.stop()
+    for waiting in (beat, run):
+        with pytest.raises(ReplicaDied):
+            await asyncio.wait_for(waiting, 20)
+
+
 async def test_abort_of_the_unknown_and_of_the_dead_is_silent(pool: Pool) -> None:
     handle = await pool.start_replica(ECHO)
     await handle.ready()

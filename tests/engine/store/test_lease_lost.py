@@ -6,6 +6,7 @@ from fix_store import World
 
 from milkrun.status import JobStatus
 from milkrun_engine.domain.leases import LEASE_SECONDS, Suspicion
+from milkrun_engine.store.posts import DISPATCHER
 
 
 def test_a_lease_in_time_is_not_rescued(world: World) -> None:
@@ -80,6 +81,21 @@ def test_an_owner_gives_back_only_its_own(world: World) -> None:
     assert world.store.chunks.release("one") == 1
     assert not world.finish(mine).accepted
     assert world.finish(theirs).accepted
+
+
+def test_only_the_dispatcher_of_this_term_takes_over(world: World) -> None:
+    """One that lost its post while it started frees none of its successor's leases."""
+    world.prepared(8)
+    posts, chunks = world.store.posts, world.store.chunks
+    lost = posts.take(DISPATCHER, "one", LEASE_SECONDS, {})
+    world.advance(LEASE_SECONDS + 1)
+    now = posts.take(DISPATCHER, "two", LEASE_SECONDS, {})
+    [lease] = world.claim(owner="two")
+    assert not chunks.take_over("one", lost.term)
+    assert not chunks.take_over("one", now.term)
+    assert {lease.chunk_id} == chunks.renew("two", {(lease.chunk_id, lease.epoch): 0})
+    assert chunks.take_over("two", now.term)
+    assert set() == chunks.renew("two", {(lease.chunk_id, lease.epoch): 0})
 
 
 def test_a_dropped_chunk_is_not_claimed(world: World) -> None:

@@ -47,7 +47,7 @@ def test_chunks_of_a_job_are_served_from_its_beginning(world: World) -> None:
 def test_before_rank_takes_only_what_is_sooner(world: World) -> None:
     first, second = world.prepared(4), world.prepared(4)
     [lease] = world.claim(1)
-    world.store.chunks.release()
+    world.take_over()
     assert order(world, before_rank=lease.rank) == []
     assert [first] == order(world, before_rank=lease.rank + 1e-6)
     urgent = world.prepared(4, priority=0)

@@ -96,7 +96,7 @@ class Ledger(RuleBasedStateMachine):
         for pool in POOLS:
             self.world.claim(16, pool=pool)
         self.commit_late()
-        self.world.store.chunks.release()
+        self.world.take_over()
         for pool in POOLS:
             self.world.run(pool)
         self.touched = set(self.seen)

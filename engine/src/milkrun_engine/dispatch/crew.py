@@ -24,19 +24,26 @@ from milkrun_engine.store import Store
 log = logging.getLogger(__name__)
 
 
+class PostLost(Exception):
+    """The dispatcher's post is another's by now."""
+
+
 class Crew:
     """
     Prepares, dispatches, records, rescues, sweeps and calls back.
 
     Args:
         owner: names this process on its leases.
+        term: of its post.
         give_up_seconds: rows end as `model_unavailable` when their model failed for so long.
+        silence_seconds: a replica that gives no sign of life for so long is killed.
     """
 
     def __init__(
         self,
         *,
         owner: str,
+        term: int,
         store: Store,
         blobs: LocalBlobs,
         threads: Threads,
@@ -45,7 +52,10 @@ class Crew:
         pool: Pool,
         egress: Egress,
         give_up_seconds: float,
+        silence_seconds: float,
     ) -> None:
+        self._owner = owner
+        self._term = term
         self._store = store
         self._threads = threads
         self._models = models
@@ -58,6 +68,7 @@ class Crew:
             models=models,
             pool=pool,
             give_up_seconds=give_up_seconds,
+            silence_seconds=silence_seconds,
         )
         self.callbacks = Callbacks(store=store, threads=threads, signals=signals, sender=Sender(egress))
         self._preparer = Preparer(store=store, blobs=blobs, threads=threads, signals=signals, models=models)
@@ -68,8 +79,14 @@ class Crew:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Take over: whoever held leases before does so no more."""
-        await self._threads.write(self._store.chunks.release)
+        """
+        Take over: whoever held leases before does so no more.
+
+        Raises:
+            PostLost: another was elected while this one started.
+        """
+        if not await self._threads.write(self._store.chunks.take_over, self._owner, self._term):
+            raise PostLost(f"term {self._term} is over")
         for job in await self._threads.read(self._store.jobs.of_unknown_models, list(self._models)):
             message = "a model that the job needs is not declared any more; declare it and submit again"
             await self._threads.write(self._store.jobs.fail, job.id, job.epoch, "model_unavailable", message)

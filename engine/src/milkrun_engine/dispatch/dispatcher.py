@@ -21,6 +21,7 @@ from milkrun_engine.store import Store
 
 log = logging.getLogger(__name__)
 _ROUND_SECONDS = 1.0
+_GOODBYE_SECONDS = 5.0  # for the ledger at a stop; leases that it was not told of end by themselves
 
 
 class Dispatcher:
@@ -42,6 +43,7 @@ class Dispatcher:
         models: dict[str, ModelSpec],
         pool: Pool,
         give_up_seconds: float,
+        silence_seconds: float,
     ) -> None:
         self._owner = owner
         self._store = store
@@ -60,6 +62,7 @@ class Dispatcher:
                 signals=signals,
                 recorder=self.recorder,
                 give_up_seconds=give_up_seconds,
+                silence_seconds=silence_seconds,
             )
             for spec in models.values()
         }
@@ -114,6 +117,7 @@ class Dispatcher:
         self._deaf()
         try:
             await asyncio.gather(*(pool.stop() for pool in self.pools.values()))
-            await self._threads.write(self._store.chunks.release, self._owner)
+            async with asyncio.timeout(_GOODBYE_SECONDS):
+                await self._threads.write(self._store.chunks.release, self._owner)
         finally:  # also with a ledger that is away, which may be why
             await self._pool.stop()

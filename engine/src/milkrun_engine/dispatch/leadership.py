@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 LEASE_SECONDS = 8.0
 _ROUND_SECONDS = 1.0
 _TRY_SECONDS = 3.0  # a database that says nothing for so long has not renewed anything
+_GOODBYE_SECONDS = 5.0
 _MARGIN_SECONDS = 2.0  # the crew must have stopped before the lease is over
 
 
@@ -30,12 +31,12 @@ class Leadership:
 
     Args:
         me: names this process.
-        make_crew: builds the crew of a new term.
+        make_crew: builds the crew of a new term, of this number.
         is_shared: whether other processes seek it, too; a ledger that says nothing costs no post that nobody wants.
     """
 
     def __init__(
-        self, *, me: str, posts: Posts, threads: Threads, make_crew: Callable[[], Crew], is_shared: bool
+        self, *, me: str, posts: Posts, threads: Threads, make_crew: Callable[[int], Crew], is_shared: bool
     ) -> None:
         self._me = me
         self._posts = posts
@@ -72,7 +73,7 @@ class Leadership:
                 reached(Point.election_taken)
                 log.info("elected to dispatch", extra={"action": "elected", "term": post.term})
                 # Beside the rounds that renew the lease: Ray takes longer to start than a lease lasts.
-                self._starting = asyncio.create_task(self._appoint())
+                self._starting = asyncio.create_task(self._appoint(post.term))
         elif (self.crew or self._starting) and (
             post is not None or (self._is_shared and time.monotonic() >= self._held_until - _MARGIN_SECONDS)
         ):
@@ -90,10 +91,11 @@ class Leadership:
         try:
             await self._dismiss()
         finally:
-            await self._threads.elect(self._posts.leave, DISPATCHER, self._me)
+            async with asyncio.timeout(_GOODBYE_SECONDS):  # with a ledger that is away it ends by itself
+                await self._threads.elect(self._posts.leave, DISPATCHER, self._me)
 
-    async def _appoint(self) -> None:
-        crew = self._make_crew()
+    async def _appoint(self, term: int) -> None:
+        crew = self._make_crew(term)
         try:
             await crew.start()
             self.crew = crew

@@ -41,6 +41,7 @@ class PoolRunner:
     Args:
         owner: who holds the leases: this dispatcher.
         give_up_seconds: rows end as `model_unavailable` when the model failed for so long.
+        silence_seconds: a replica that gives no sign of life for so long is killed.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class PoolRunner:
         signals: Signals,
         recorder: Recorder,
         give_up_seconds: float,
+        silence_seconds: float,
     ) -> None:
         self.spec = spec
         self._pool = pool
@@ -66,6 +68,7 @@ class PoolRunner:
         self._recorder = recorder
         self._breaker = Breaker(give_up_seconds)
         self._rate = Rate()
+        self._silence_seconds = silence_seconds
         self._feed = Feed()
         self._quarantine = Quarantine(self._suspect, self.settled)
         self.works: dict[int, ChunkWork] = {}  #: claimed chunks by id, until they are committed or dropped
@@ -153,6 +156,7 @@ class PoolRunner:
                 quarantine=self._quarantine,
                 breaker=self._breaker,
                 host=self,
+                silence_seconds=self._silence_seconds,
             )
             self._runners[runner] = asyncio.create_task(runner.run(), name=f"replica of {self.spec.name}")
 

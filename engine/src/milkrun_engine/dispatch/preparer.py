@@ -15,7 +15,7 @@ from milkrun_engine.blobs.inputs import BadRow, Item
 from milkrun_engine.blobs.local import LocalBlobs
 from milkrun_engine.dispatch.disk import Refusals
 from milkrun_engine.domain import planning
-from milkrun_engine.domain.errors import DiskFull, InputUnreadable
+from milkrun_engine.domain.errors import DiskFull, InputUnreadable, OutcomeUnknown
 from milkrun_engine.domain.ids import new_id
 from milkrun_engine.domain.jobs import NewChunk, NewWindow, Preparation, Recorded, chunk_blob
 from milkrun_engine.domain.models import ModelSpec
@@ -70,6 +70,11 @@ class Preparer:
             return
         try:
             recorded = await self._threads.write(self._store.jobs.commit_window, work, window)
+        except OutcomeUnknown:  # the next round reads how far the job is; the sweeper deletes what it did not take
+            self._signals.to_dispatch.set()
+            self._signals.to_call_back.set()
+            self._signals.changed(work.tenant_id)
+            raise
         except Exception as error:  # the next try writes files of its own: a full ledger must not fill the disk, too
             names = [chunk.input_blob for chunk in window.chunks]
             await self._threads.files(delete_unnamed, self._store, self._blobs, names)

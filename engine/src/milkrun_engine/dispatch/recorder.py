@@ -10,9 +10,10 @@ from milkrun_engine.blobs import chunk_files
 from milkrun_engine.blobs.local import LocalBlobs
 from milkrun_engine.dispatch.disk import Refusals
 from milkrun_engine.dispatch.work import ChunkWork
-from milkrun_engine.domain.errors import DiskFull
+from milkrun_engine.domain.errors import DiskFull, OutcomeUnknown
 from milkrun_engine.domain.ids import new_id
 from milkrun_engine.domain.jobs import ChunkCounts, chunk_blob
+from milkrun_engine.domain.leases import Lease
 from milkrun_engine.failpoints import Point, reached
 from milkrun_engine.service.leftovers import delete_unnamed
 from milkrun_engine.service.signals import Signals
@@ -43,12 +44,14 @@ class Recorder:
         # Its tries share one file, so that a ledger that refuses writes does not fill the disk.
         blob = chunk_blob(lease.job_id, lease.number, f"{lease.epoch}.{new_id('out')}")
         sha256: str | None = None
+        may_be_recorded = False
         while not work.is_dropped:
             try:
                 if sha256 is None:
                     sha256 = await self._threads.files(lambda: self._blobs.put(blob, chunk_files.write_result(rows)))
                 await self._commit(work, blob, sha256, counts)
             except Exception as error:
+                may_be_recorded |= isinstance(error, OutcomeUnknown)
                 if isinstance(error, DiskFull):
                     self.disk.note()
                 extra = {"action": "record_failed", "job_id": lease.job_id, "chunk": lease.number}
@@ -56,6 +59,9 @@ class Recorder:
                 await asyncio.sleep(_RETRY_SECONDS)
             else:
                 return
+        if may_be_recorded:  # which is why its lease is gone, perhaps; the sweeper deletes the file if not
+            self._announce(lease)
+            return
         await self._threads.files(delete_unnamed, self._store, self._blobs, [blob])
 
     async def _commit(self, work: ChunkWork, blob: str, sha256: str, counts: ChunkCounts) -> None:
@@ -76,5 +82,9 @@ class Recorder:
                 self._signals.stopped(lease.job_id)
             log.info("job ended", extra={"action": "job_ended", "job_id": lease.job_id, "status": str(recorded.ended)})
         if recorded.ended is not None or not recorded.accepted:
-            self._signals.changed(lease.tenant_id)
-            self._signals.to_call_back.set()
+            self._announce(lease)
+
+    def _announce(self, lease: Lease) -> None:
+        self.changed_jobs.add(lease.job_id)
+        self._signals.changed(lease.tenant_id)
+        self._signals.to_call_back.set()

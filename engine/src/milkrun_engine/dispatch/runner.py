@@ -8,11 +8,14 @@ never drains between chunks. Suspects run alone: the runner lets its window drai
 import asyncio
 import itertools
 import logging
+import time
 from dataclasses import dataclass
 from typing import Protocol
 
 from milkrun_engine.dispatch.breaker import Breaker
+from milkrun_engine.dispatch.contract import breach
 from milkrun_engine.dispatch.quarantine import Quarantine
+from milkrun_engine.dispatch.watchdog import Watchdog
 from milkrun_engine.dispatch.work import MOST_BYTES, ChunkWork, Feed
 from milkrun_engine.domain.models import ModelSpec
 from milkrun_engine.failpoints import Point, reached
@@ -30,6 +33,7 @@ log = logging.getLogger(__name__)
 _SMALLEST_HAND_OUT = 8
 _LAST_WORDS_SECONDS = 2.0
 _LOOK_SECONDS = 1.0  # rows and suspects may have come in by another runner
+_LOOKS_A_SILENCE = 4  # so soon a watchdog sees it
 _hand_out_ids = itertools.count(1)
 
 
@@ -64,10 +68,19 @@ class ReplicaRunner:
         feed: where rows wait.
         quarantine: where suspects wait.
         host: the pool, told when there is room for more chunks and when rows have ended.
+        silence_seconds: a replica that gives no sign of life for so long is killed.
     """
 
     def __init__(
-        self, *, spec: ModelSpec, pool: Pool, feed: Feed, quarantine: Quarantine, breaker: Breaker, host: RunnerHost
+        self,
+        *,
+        spec: ModelSpec,
+        pool: Pool,
+        feed: Feed,
+        quarantine: Quarantine,
+        breaker: Breaker,
+        host: RunnerHost,
+        silence_seconds: float,
     ) -> None:
         self._spec = spec
         self._pool = pool
@@ -75,6 +88,8 @@ class ReplicaRunner:
         self._quarantine = quarantine
         self._breaker = breaker
         self._host = host
+        self._silence_seconds = silence_seconds
+        self._watchdog = Watchdog(silence_seconds)
         self._in_flight: dict[int, _InFlight] = {}
         self._handle: ReplicaHandle | None = None
         self._wake = asyncio.Event()
@@ -122,11 +137,41 @@ class ReplicaRunner:
             raise ReplicaLoadError(f"a replica could not be started: {error!r}") from error
         log.info("replica ready", extra={"action": "replica_ready", "pool": self._spec.name})
         self._host.wake()
-        while self._died is None:
-            self._wake.clear()
-            self._refill(self._handle, self.info)
-            await wait_event(self._wake, _LOOK_SECONDS)
+        watching = asyncio.create_task(self._watch(self._handle))
+        try:
+            while self._died is None:
+                self._wake.clear()
+                self._refill(self._handle, self.info)
+                await wait_event(self._wake, _LOOK_SECONDS)
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
         raise ReplicaDied(self._died)
+
+    async def _watch(self, handle: ReplicaHandle) -> None:
+        """Kill a replica that still runs and is as good as dead."""
+        self._watchdog = Watchdog(self._silence_seconds)
+        look_seconds = self._silence_seconds / _LOOKS_A_SILENCE
+        beat = asyncio.create_task(handle.beat())
+        try:
+            while True:
+                await asyncio.sleep(look_seconds)  # the time asked for counts, not what passed while this process slept
+                if beat.done():
+                    if beat.exception() is not None:
+                        return  # it is gone, as whoever runs rows on it hears
+                    self._watchdog.heard()
+                    beat = asyncio.create_task(handle.beat())
+                if reason := self._watchdog.passed(look_seconds, rows_in_flight=self.rows_in_flight):
+                    await handle.kill()
+                    self._lost(reason)
+                    return
+        finally:
+            beat.cancel()
+
+    def _lost(self, reason: str) -> None:
+        """Take the replica for dead; its rows stay in flight: they are the suspects."""
+        self._died = self._died or reason
+        self._wake.set()
 
     def _refill(self, handle: ReplicaHandle, info: ReplicaInfo) -> None:
         if self._is_alone:
@@ -168,23 +213,25 @@ class ReplicaRunner:
         return flight
 
     async def _receive(self, handle: ReplicaHandle, handout: HandOut, flight: _InFlight) -> None:
+        sent = time.monotonic()
         try:
             async for outcomes in handle.run(handout):
                 reached(Point.rows_finished)
                 for outcome in outcomes:
-                    if not flight.work.settle(outcome, flight.open):
-                        log.error("a replica answered a row that it was not given", extra={"action": "foreign_row"})
+                    if (wrong := breach(outcome)) or not flight.work.settle(outcome, flight.open):
+                        await handle.kill()
+                        self._lost(f"it lied: {wrong or 'a row that it was not given, or gave already'}")
+                        return
+                self._watchdog.finished(len(outcomes), time.monotonic() - sent)
                 self._breaker.reset()
                 self._host.settled(flight.work)
                 self._wake.set()
         except ReplicaDied as error:
-            self._died = str(error)  # its rows stay in flight: they are the suspects
-            self._wake.set()
+            self._lost(str(error))
             return
         except Exception as error:
             log.exception("a hand-out failed", extra={"action": "hand_out_failed", "pool": self._spec.name})
-            self._died = f"hand-out failed: {type(error).__name__}"
-            self._wake.set()
+            self._lost(f"hand-out failed: {type(error).__name__}")
             return
         del self._in_flight[flight.id]
         if flight.open and not flight.work.is_dropped:

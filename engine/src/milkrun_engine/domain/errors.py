@@ -89,6 +89,12 @@ class DiskFull(EngineError):
     code = "disk_full"
 
 
+class OutcomeUnknown(EngineError):
+    """The ledger's connection was lost at a commit, which may have happened: ask again, and you are told."""
+
+    code = "outcome_unknown"
+
+
 class ShuttingDown(EngineError):
     """The engine is stopping; ask again in a moment."""
 

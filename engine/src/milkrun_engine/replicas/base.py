@@ -90,6 +90,10 @@ class Replica(Protocol):
         """Stop the unfinished rows of a hand-out; its generator ends without them."""
         ...
 
+    async def beat(self) -> None:
+        """Return once what generates has shown that it lives, whatever it is at; a few times a minute."""
+        ...
+
     async def stop(self) -> None:
         """Free the model before the process ends."""
         ...
@@ -126,6 +130,19 @@ class ReplicaHandle(Protocol):
 
     async def abort(self, handout_id: int) -> None:
         """Stop the unfinished rows of a hand-out; its `run` ends. Never raises."""
+        ...
+
+    async def beat(self) -> None:
+        """
+        Wait for a sign of life, for ever if none comes.
+
+        Raises:
+            ReplicaDied: the replica is gone.
+        """
+        ...
+
+    async def kill(self) -> None:
+        """End the replica without asking it, because it does not answer; `stop` is still due. Never raises."""
         ...
 
     async def stop(self) -> None:

@@ -4,7 +4,8 @@ The echo replica: a real process whose answers are a function of the request alo
 It makes every story fast without a model and lets a checker prove that no row was lost,
 doubled or mixed up. It obeys an instruction at the start of a row's last user text:
 `fail:CODE` ends in that row error (`invalid_row` when no code is given), `slow:SECONDS`
-takes that long, `die:` ends the process. The job's seed is no part of the answer, so equal
+takes that long, `die:` ends the process, `lie:KIND` breaks a replica's contract (`twice`,
+`foreign`, `utf8`, `nan`). The job's seed is no part of the answer, so equal
 rows of two jobs answer alike. With a regex it answers plain text.
 
 Engine arguments: `seconds_per_row` (the whole replica's pace; 0), `window_rows` (256),
@@ -32,6 +33,7 @@ from milkrun_engine.replicas.instances import SchemaRejected, instance
 from milkrun_engine.replicas.requests import EMBEDDING, InvalidRequest, Request, constraint, merge
 
 _SLOW = re.compile(r"slow:(\d+(?:\.\d+)?)")
+_LIE = re.compile(r"lie:(\w+)")
 _FAIL = re.compile(r"fail:\s*(\w*)")
 _DIMENSIONS = 8
 _encode = msgspec.json.Encoder(order="deterministic").encode
@@ -69,7 +71,7 @@ class EchoReplica:
                 finished = []
                 while due and due[0][0] <= now:
                     _, _, row, request = heapq.heappop(due)
-                    finished.append(self._answer(row, request))
+                    finished += _as_told(self._answer(row, request), request)
                 if finished:
                     yield finished
                 if due:
@@ -80,6 +82,9 @@ class EchoReplica:
     async def abort(self, handout_id: int) -> None:
         if event := self._aborts.get(handout_id):
             event.set()
+
+    async def beat(self) -> None:
+        """Whoever comes here lives."""
 
     async def stop(self) -> None:
         if self._log is not None:
@@ -145,6 +150,21 @@ class EchoReplica:
         }
         lines = b"".join(_encode({"index": row.index, **facts}) + b"\n" for row in handout.rows)
         os.write(self._log, lines)  # one write: lines of several processes never mix
+
+
+def _as_told(outcome: Outcome, request: Request | None) -> list[Outcome]:
+    """The outcome, or what the row wants said in its place."""
+    lie = _LIE.match(_last_text(request)) if request is not None else None
+    match lie and lie[1]:
+        case "twice":
+            return [outcome, outcome]
+        case "foreign":
+            return [msgspec.structs.replace(outcome, index=outcome.index + 1_000_000)]
+        case "utf8":
+            return [msgspec.structs.replace(outcome, output=b'"\xff"')]
+        case "nan":
+            return [msgspec.structs.replace(outcome, output=b"[NaN]")]
+    return [outcome]
 
 
 def _text_answer(request: Request, text: str, digest: bytes) -> str:

@@ -1,8 +1,8 @@
 """
 What a local replica's process and the engine say to each other: length-prefixed msgpack over one socket.
 
-The engine sends `Load` once, then `Run`, `Abort` and `Stop`; the process answers `Ready` or
-`LoadFailed`, then `Rows` and one `End` for each hand-out. A closed socket is the end of either.
+The engine sends `Load` once, then `Run`, `Abort`, `Beat` and `Stop`; the process answers `Ready` or
+`LoadFailed`, then `Rows` and one `End` for each hand-out, and `Alive` to a beat. A closed socket is the end of either.
 """
 
 import asyncio
@@ -31,6 +31,10 @@ class Abort(_Frame, frozen=True):
     handout_id: int
 
 
+class Beat(_Frame, frozen=True):
+    pass
+
+
 class Stop(_Frame, frozen=True):
     pass
 
@@ -52,8 +56,12 @@ class End(_Frame, frozen=True):
     handout_id: int
 
 
-Command = Load | Run | Abort | Stop
-Report = Ready | LoadFailed | Rows | End
+class Alive(_Frame, frozen=True):
+    pass
+
+
+Command = Load | Run | Abort | Beat | Stop
+Report = Ready | LoadFailed | Rows | End | Alive
 
 encode = msgspec.msgpack.Encoder().encode
 decode_command = msgspec.msgpack.Decoder(Command).decode

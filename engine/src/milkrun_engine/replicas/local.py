@@ -11,6 +11,8 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
+
 from milkrun_engine.domain.models import ModelSpec
 from milkrun_engine.replicas import frames, remains
 from milkrun_engine.replicas.base import HandOut, Outcome, ReplicaDied, ReplicaInfo, ReplicaLoadError
@@ -83,6 +85,7 @@ class LocalHandle:
         self._ready: asyncio.Future[ReplicaInfo] = asyncio.get_running_loop().create_future()
         self._ready.add_done_callback(_seen)
         self._outputs: dict[int, asyncio.Queue[frames.Rows | frames.End | None]] = {}
+        self._alive = asyncio.Event()
         self._gone = False
         self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._watch())]
 
@@ -121,6 +124,20 @@ class LocalHandle:
         if not self._gone:
             self._writer.write(frames.pack(frames.Abort(handout_id)))
 
+    async def beat(self) -> None:
+        """Wait for a sign of life; see `ReplicaHandle`."""
+        if not self._gone:
+            self._alive.clear()
+            self._writer.write(frames.pack(frames.Beat()))
+            await self._alive.wait()
+        if self._gone:
+            raise ReplicaDied(f"replica process {self._process.pid} is gone")
+
+    async def kill(self) -> None:
+        """End the process at once; see `ReplicaHandle`."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+
     async def stop(self) -> None:
         """End the process and its group: politely, then by force."""
         if not self._gone:
@@ -137,22 +154,32 @@ class LocalHandle:
 
     async def _read(self) -> None:
         """Pass on what the process says, until it has gone: a hand-out without its `End` by then died with it."""
-        while (report := await frames.read_report(self._reader)) is not None:
-            match report:
-                case frames.Ready(info):
-                    remains.note(self._scratch, info.pids)
-                    self._ready.set_result(info)
-                case frames.LoadFailed(message):
-                    self._ready.set_exception(ReplicaLoadError(message))
-                case frames.Rows(handout_id) | frames.End(handout_id):
-                    if output := self._outputs.get(handout_id):
-                        output.put_nowait(report)
+        try:
+            while (report := await frames.read_report(self._reader)) is not None:
+                self._take(report)
+        except msgspec.DecodeError:
+            log.exception("a replica's report can't be read", extra={"action": "bad_report"})
+            await self.kill()
         self._gone = True
+        self._alive.set()
         for output in self._outputs.values():
             output.put_nowait(None)
         code = await self._process.wait()
         if not self._ready.done():
             self._ready.set_exception(ReplicaLoadError(f"the replica's process ended with {code} while loading"))
+
+    def _take(self, report: frames.Report) -> None:
+        match report:
+            case frames.Ready(info):
+                remains.note(self._scratch, info.pids)
+                self._ready.set_result(info)
+            case frames.LoadFailed(message):
+                self._ready.set_exception(ReplicaLoadError(message))
+            case frames.Alive():
+                self._alive.set()
+            case frames.Rows(handout_id) | frames.End(handout_id):
+                if output := self._outputs.get(handout_id):
+                    output.put_nowait(report)
 
     async def _watch(self) -> None:
         code = await self._process.wait()

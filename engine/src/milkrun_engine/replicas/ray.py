@@ -176,6 +176,17 @@ class RayHandle:
         with contextlib.suppress(*_ray_errors()):
             self._actor.abort.remote(handout_id)
 
+    async def beat(self) -> None:
+        """Wait for a sign of life; see `ReplicaHandle`."""
+        try:
+            await self._actor.beat.remote()
+        except _ray_errors() as error:
+            raise ReplicaDied(f"the actor of {self._spec.name} is gone ({type(error).__name__})") from error
+
+    async def kill(self) -> None:
+        """Leave the end to `stop`, which asks an actor nothing that it takes for one that still loads."""
+        self._info = None
+
     async def stop(self) -> None:
         """End the actor and its processes: politely, then by force."""
         import ray
@@ -225,6 +236,10 @@ class _Host:
     async def abort(self, handout_id: int) -> None:
         if self._replica is not None:
             await self._replica.abort(handout_id)
+
+    async def beat(self) -> None:
+        if self._replica is not None:
+            await self._replica.beat()
 
     async def stop(self) -> None:
         if self._replica is not None:

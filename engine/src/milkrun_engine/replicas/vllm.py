@@ -137,6 +137,10 @@ class VllmReplica:
         for task in self._rows.get(handout_id, ()):
             task.cancel()
 
+    async def beat(self) -> None:
+        """Ask the engine core, which answers between two steps."""
+        await self._engine.is_sleeping()
+
     async def stop(self) -> None:
         """Shut vLLM down, which ends its processes and frees their shared memory."""
         if self._watch is not None:

@@ -48,6 +48,9 @@ async def serve(engine: socket.socket) -> None:
                 task.add_done_callback(tasks.discard)
             case frames.Abort(handout_id):
                 await replica.abort(handout_id)
+            case frames.Beat():
+                tasks.add(task := asyncio.create_task(_beat(replica, writer)))
+                task.add_done_callback(tasks.discard)
             case _:  # stop, or the engine is gone
                 break
     # An orderly end frees shared memory; a thread of vLLM's must not hold it up for ever.
@@ -67,6 +70,11 @@ async def _run(replica: Replica, handout: HandOut, writer: asyncio.StreamWriter)
         pass  # the engine is gone: the command loop ends the process
     except Exception:
         os._exit(1)  # the hand-out would stay open for ever; so its rows go back
+
+
+async def _beat(replica: Replica, writer: asyncio.StreamWriter) -> None:
+    await replica.beat()
+    writer.write(frames.pack(frames.Alive()))
 
 
 def _end_with(engine: socket.socket, loaded: threading.Event, scratch: Path) -> None:

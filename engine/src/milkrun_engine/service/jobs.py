@@ -10,10 +10,10 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from milkrun.hashing import input_hash, row_line
-from milkrun.status import FeedEvents, InputFormat
+from milkrun.status import FeedEvents, InputFormat, JobStatus
 from milkrun.wire import Changes, InputFile, Job, JobList, QueuePlace, SubmitRequest, Submitted
 from milkrun_engine.blobs.local import BlobWriter, LocalBlobs
-from milkrun_engine.domain.errors import InputTooLarge, InvalidRequest, ShuttingDown
+from milkrun_engine.domain.errors import InputTooLarge, InvalidRequest, OutcomeUnknown, ShuttingDown
 from milkrun_engine.domain.ids import new_id
 from milkrun_engine.domain.jobs import JobFilter, JobRecord, NewJob, SubmitResult
 from milkrun_engine.domain.models import ModelSpec
@@ -134,6 +134,10 @@ class JobService:
         source = await self._input(tenant_id, request)
         try:
             result = await self._accept(tenant_id, request, source, model, reader)
+        except OutcomeUnknown:  # its rows stay: a job may have them; the sweeper finds out
+            self._signals.changed(tenant_id)
+            self._signals.submitted(model.name)
+            raise
         except Exception:
             await self._forget(source)
             raise
@@ -259,9 +263,9 @@ class JobService:
             NotFound: this tenant has no such job.
             StaleClaim: a later submit or attach owns the job.
         """
-        record, stopped = await self._threads.write(self._store.jobs.cancel, tenant_id, job_id, claim)
+        record = (await self._threads.write(self._store.jobs.cancel, tenant_id, job_id, claim))[0]
         reached(Point.cancel_committed)
-        if stopped:
+        if record.status is JobStatus.cancelled:  # by whichever call: an earlier one may not know that it did it
             self._signals.changed(tenant_id)
             self._signals.stopped(job_id)
         return self.view(record)

@@ -51,7 +51,12 @@ class Relay:
         await asyncio.sleep(_BATCH_SECONDS)
         self._wake.clear()
         messages, self._waiting = list(self._waiting), {}
-        await self._threads.read(self._database.tell, messages)
+        try:
+            await self._threads.read(self._database.tell, messages)
+        except Exception:
+            self._waiting = dict.fromkeys(messages) | self._waiting
+            self._wake.set()
+            raise
 
     def stop(self) -> None:
         """Stop listening."""
@@ -68,10 +73,16 @@ class Relay:
         while not self._stopped.is_set():
             try:
                 for message in self._database.listen(self._stopped):
-                    sender, news, name = message.split(" ", 2)
-                    if sender != self._me and news in set(News):  # a newer process may have news of its own
-                        with contextlib.suppress(RuntimeError):  # the loop is closing
-                            loop.call_soon_threadsafe(self._signals.hear, News(news), name)
+                    with contextlib.suppress(RuntimeError):  # the loop is closing
+                        loop.call_soon_threadsafe(self._hear, message)
             except Exception:
                 log.warning("not listening for a moment", exc_info=True, extra={"action": "relay_lost"})
                 self._stopped.wait(_RETRY_SECONDS)
+
+    def _hear(self, message: str) -> None:
+        if not message:  # it listens from now on
+            self._signals.missed()
+            return
+        sender, news, name = message.split(" ", 2)
+        if sender != self._me and news in set(News):  # a newer process may have news of its own
+            self._signals.hear(News(news), name)

@@ -65,6 +65,13 @@ class Signals:
                 for listener in self._on_stopped:
                     listener(name)
 
+    def missed(self) -> None:
+        """Wake everybody: news may have been lost. Who works on a job that was stopped finds out by its heartbeat."""
+        for tenant_id in list(self._changed):
+            self.hear(News.changed, tenant_id)
+        for duty in (self.to_prepare, self.to_dispatch, self.to_call_back):
+            duty.set()
+
     def _spread(self, news: News, name: str) -> None:
         self.hear(news, name)
         if self.relay is not None:

@@ -4,7 +4,7 @@ Chunks: claim, renew, suspect, record, release; and what readers of results need
 
 from collections.abc import Mapping, Sequence
 
-from sqlalchemy import ColumnElement, and_, func, select, update
+from sqlalchemy import ColumnElement, Connection, and_, func, select, update
 
 from milkrun.status import JobStatus
 from milkrun_engine.domain.errors import NotFound
@@ -15,8 +15,9 @@ from milkrun_engine.failpoints import Point, reached
 from milkrun_engine.store.database import Database, transaction
 from milkrun_engine.store.ends import finish
 from milkrun_engine.store.feed import lock, stamp, stamp_owners
+from milkrun_engine.store.posts import DISPATCHER
 from milkrun_engine.store.records import job_columns, job_record, lease, write_suspects
-from milkrun_engine.store.schema import chunks, jobs, windows
+from milkrun_engine.store.schema import chunks, jobs, posts, windows
 
 
 class Chunks:
@@ -160,27 +161,40 @@ class Chunks:
             return Recorded(accepted=True, ended=ended)
 
     @transaction
-    def release(self, owner: str | None = None) -> int:
-        """Give leases back at once: an owner's own at its end, or all of them when a new engine takes over."""
-        return self._free(chunks.c.lease_owner == owner if owner is not None else chunks.c.id.is_not(None))
+    def release(self, owner: str) -> int:
+        """Give an owner's leases back, at its end."""
+        with self._database.write() as connection:
+            return self._free(connection, chunks.c.lease_owner == owner)
+
+    @transaction
+    def take_over(self, dispatcher: str, term: int) -> bool:
+        """Give all leases back, for the dispatcher of a new term; false, and nothing done, when that is over."""
+        post = select(posts.c.name).where(
+            posts.c.name == DISPATCHER, posts.c.holder == dispatcher, posts.c.term == term
+        )
+        with self._database.write() as connection:
+            if connection.execute(post.with_for_update()).first() is None:  # nobody else is elected meanwhile
+                return False
+            self._free(connection, chunks.c.id.is_not(None))
+            return True
 
     @transaction
     def rescue(self) -> int:
         """Give back the leases that ended without a renewal."""
-        return self._free(chunks.c.lease_expires_at < self._database.now)
+        with self._database.write() as connection:
+            return self._free(connection, chunks.c.lease_expires_at < self._database.now)
 
-    def _free(self, matching: ColumnElement[bool]) -> int:
+    def _free(self, connection: Connection, matching: ColumnElement[bool]) -> int:
         # None that its dispatcher is just renewing.
         late = (
             select(chunks.c.id).where(chunks.c.state == ChunkState.leased, matching).with_for_update(skip_locked=True)
         )
-        with self._database.write() as connection:
-            freed = connection.execute(
-                update(chunks)
-                .where(chunks.c.id.in_(late))
-                .values(state=ChunkState.ready, lease_owner=None, lease_expires_at=None, rows_in_hand=0)
-            )
-            return freed.rowcount
+        freed = connection.execute(
+            update(chunks)
+            .where(chunks.c.id.in_(late))
+            .values(state=ChunkState.ready, lease_owner=None, lease_expires_at=None, rows_in_hand=0)
+        )
+        return freed.rowcount
 
     def expired(self) -> bool:
         """Whether there is a lease to rescue (a read: most of the time there is none)."""

@@ -19,7 +19,7 @@ from sqlalchemy import Connection, Engine, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql import ColumnElement
 
-from milkrun_engine.domain.errors import DiskFull
+from milkrun_engine.domain.errors import DiskFull, OutcomeUnknown
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -60,11 +60,19 @@ class Database(ABC):
     def is_disk_full(self, error: DBAPIError) -> bool:
         """Whether the database's disk takes no more: it is full, or fails."""
 
+    def is_lost(self, error: DBAPIError) -> bool:  # noqa: ARG002 (a file has no connection to lose)
+        """Whether the database went away before it answered."""
+        return False
+
     def tell(self, messages: Sequence[str]) -> None:  # noqa: B027 (a database of one process has nobody to tell)
         """Send messages to every process that listens; may lose some, never waits for anybody."""
 
     def listen(self, stopped: Event) -> Iterator[str]:
-        """Yield the messages of all processes until `stopped`; raises when the connection is lost. Blocking."""
+        """
+        Yield the messages of all processes until `stopped`, and an empty one when it begins to hear them. Blocking.
+
+        Raises when the connection is lost.
+        """
         stopped.wait()
         yield from ()
 
@@ -80,13 +88,18 @@ class Database(ABC):
 
         Raises:
             DiskFull: the database's disk takes no more.
+            OutcomeUnknown: the database went away while it committed; any other error means that nothing was written.
         """
+        is_whole = False
         try:
             with self.writer.begin() as connection:
                 yield connection
+                is_whole = True
         except DBAPIError as error:
             if self.is_disk_full(error):
                 raise DiskFull(f"the ledger's disk does not take a change ({type(error.orig).__name__})") from error
+            if is_whole and self.is_lost(error):
+                raise OutcomeUnknown("the ledger was lost at a commit, which may have happened; ask again") from error
             raise
 
     @contextmanager

@@ -2,14 +2,17 @@
 Postgres: many connections, many processes.
 
 Writers run READ COMMITTED and take their locks in one order (see `schema.py`); what deadlocks all the same is tried
-again. Readers see one snapshot (REPEATABLE READ). Neither waits for ever: not for a lock, not for a dead connection.
+again. Readers see one snapshot (REPEATABLE READ). Neither waits for ever: not for a lock, not for a dead connection,
+and not for one over which nothing comes although it looks alive.
 """
 
+import time
 from collections.abc import Iterator, Sequence
 from threading import Event
 from typing import Any
 
 import psycopg
+from psycopg.abc import PQGen
 from sqlalchemy import Connection, Engine, Float, create_engine, func, literal_column, make_url, select, type_coerce
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql import ColumnElement
@@ -17,11 +20,13 @@ from sqlalchemy.sql import ColumnElement
 from milkrun_engine.store.database import Database
 
 _CONNECTIONS = 10
-_LOCK_TIMEOUT = "30s"
-_IDLE_TIMEOUT = "60s"  # a process that stopped in the midst of a transaction must not hold its locks for ever
-_CONNECT_SECONDS = 10
+_STATEMENT_SECONDS = 5  # a statement of ours takes milliseconds; what waits longer waits for a lock or a disk
+_ANSWER_SECONDS = 6.0  # the server says by then that the statement took too long, if it says anything
+_IDLE_SECONDS = 10  # a process that stopped in the midst of a transaction must not hold its locks for long
+_CONNECT_SECONDS = 5
 _CHANNEL = "milkrun"
 _LISTEN_SECONDS = 0.5  # so soon a listener sees that it is to stop
+_PROBE_SECONDS = 5.0  # a listener that hears nothing asks whether anybody is there
 _CONFLICTS = {"40001", "40P01"}  # serialization_failure, deadlock_detected
 _DISK_ERRORS = {"53100", "58030"}  # disk_full, io_error
 #: a peer that is silently gone is noticed within half a minute, not after the kernel's two hours
@@ -44,16 +49,28 @@ class PostgresDatabase(Database):
         self._reader = self._engine("REPEATABLE READ")
 
     def _engine(self, isolation_level: str) -> Engine:
-        settings = {"lock_timeout": _LOCK_TIMEOUT, "idle_in_transaction_session_timeout": _IDLE_TIMEOUT, "jit": "off"}
-        options = " ".join(f"-c {name}={value}" for name, value in settings.items())
         return create_engine(
             self._url,
+            creator=self._connect,
             isolation_level=isolation_level,
             pool_size=_CONNECTIONS,
             max_overflow=0,
             pool_pre_ping=True,  # a connection that died in the pool is replaced before it is used
             hide_parameters=True,  # errors are logged, and a parameter may be a prompt
-            connect_args={"connect_timeout": _CONNECT_SECONDS, "options": options, **_KEEPALIVES},
+        )
+
+    def _connect(self, *, autocommit: bool = False) -> "_Connection":
+        settings = {
+            "statement_timeout": f"{_STATEMENT_SECONDS}s",
+            "idle_in_transaction_session_timeout": f"{_IDLE_SECONDS}s",
+            "jit": "off",
+        }
+        return _Connection.connect(
+            self._url.set(drivername="postgresql").render_as_string(hide_password=False),
+            autocommit=autocommit,
+            connect_timeout=_CONNECT_SECONDS,
+            options=" ".join(f"-c {name}={value}" for name, value in settings.items()),
+            **_KEEPALIVES,
         )
 
     @property
@@ -84,6 +101,10 @@ class PostgresDatabase(Database):
         """See the base."""
         return getattr(error.orig, "sqlstate", None) in _DISK_ERRORS
 
+    def is_lost(self, error: DBAPIError) -> bool:
+        """See the base."""
+        return error.connection_invalidated
+
     def tell(self, messages: Sequence[str]) -> None:
         """See the base."""
         with self.writer.begin() as connection:
@@ -92,14 +113,48 @@ class PostgresDatabase(Database):
 
     def listen(self, stopped: Event) -> Iterator[str]:
         """See the base."""
-        plain = self._url.set(drivername="postgresql").render_as_string(hide_password=False)
-        with psycopg.connect(plain, autocommit=True, connect_timeout=_CONNECT_SECONDS, **_KEEPALIVES) as connection:
+        with self._connect(autocommit=True) as connection:
             connection.execute(f"LISTEN {_CHANNEL}")
+            yield ""
+            asked = time.monotonic()
             while not stopped.is_set():
                 for notice in connection.notifies(timeout=_LISTEN_SECONDS):
                     yield notice.payload
+                if time.monotonic() - asked >= _PROBE_SECONDS:
+                    connection.execute("SELECT 1")
+                    asked = time.monotonic()
 
     @property
     def is_shared(self) -> bool:
         """See the base."""
         return True
+
+
+class _Connection(psycopg.Connection[Any]):
+    """Waits for an answer so long and no longer; one that did not come leaves it closed."""
+
+    def wait(self, gen: PQGen[Any], *arguments: Any, **options: Any) -> Any:
+        """Perform what a step of the protocol waits for."""
+        try:
+            return super().wait(_bounded(gen), *arguments, **options)
+        except _NoAnswerError:
+            self.close()
+            raise
+
+
+class _NoAnswerError(psycopg.OperationalError):
+    pass
+
+
+def _bounded(gen: PQGen[Any]) -> PQGen[Any]:
+    """Take the same steps; what drives them comes by several times a second, also while nothing has come."""
+    until = time.monotonic() + _ANSWER_SECONDS
+    try:
+        wanted = next(gen)
+        while True:
+            ready = yield wanted
+            if not ready and time.monotonic() >= until:
+                raise _NoAnswerError(f"the database did not answer within {_ANSWER_SECONDS:.0f} seconds")
+            wanted = gen.send(ready)
+    except StopIteration as finished:
+        return finished.value

@@ -31,6 +31,7 @@ STATUS: dict[type[errors.EngineError], int] = {
     errors.AlreadyEnded: 409,
     errors.CursorLost: 410,
     errors.InputTooLarge: 413,
+    errors.OutcomeUnknown: 503,
     errors.ShuttingDown: 503,
     errors.DiskFull: 507,
     errors.BlobCorrupt: 500,
