@@ -13,6 +13,7 @@ from fastapi import FastAPI, Response
 from milkrun.wire import Health, ModelInfo
 from milkrun_engine import __version__
 from milkrun_engine.api.auth import Authenticator
+from milkrun_engine.api import metrics as scraping
 from milkrun_engine.api.limits import Activity, Limits
 from milkrun_engine.api.native import errors, routes
 from milkrun_engine.api.pages import routes as pages
@@ -26,6 +27,7 @@ from milkrun_engine.replicas.base import Pool
 from milkrun_engine.replicas.models import load_models
 from milkrun_engine.service.egress import Egress
 from milkrun_engine.service.jobs import JobService
+from milkrun_engine.service.metrics import Metrics
 from milkrun_engine.service.relay import Relay
 from milkrun_engine.service.results import ResultReader
 from milkrun_engine.service.signals import Signals
@@ -62,7 +64,8 @@ class Engine:
         if not self.store.database.is_shared:
             # SQLite has one engine at a time (see lock.py), so whoever held the post is dead: no need to wait.
             self.store.posts.leave(DISPATCHER)
-        self._threads = Threads()
+        self.metrics = Metrics()
+        self._threads = Threads(self.metrics.wrote)
         self._signals = Signals()
         self._blobs = LocalBlobs(settings.blob_dir or data_dir / "blobs")
         self._egress = Egress(private=settings.calls_private)
@@ -81,6 +84,7 @@ class Engine:
             models=self._models,
             links=links,
             egress=self._egress,
+            metrics=self.metrics,
             waiting_reason=self._waiting_reason,
         )
         self._tasks: list[asyncio.Task[None]] = []
@@ -98,6 +102,7 @@ class Engine:
             models=self._models,
             pool=_make_pool(self.settings),
             egress=self._egress,
+            metrics=self.metrics,
             give_up_seconds=self.settings.give_up_seconds,
         )
 
@@ -113,8 +118,21 @@ class Engine:
         authenticator = Authenticator(self.store, self._threads)
         app.include_router(routes.router(self.service, reader, self._threads, authenticator, self.models))
         app.include_router(pages.router(self.service, links, authenticator))
+        app.include_router(
+            scraping.router(
+                me=self.instance_id,
+                metrics=self.metrics,
+                store=self.store,
+                threads=self._threads,
+                authenticator=authenticator,
+                pools=self.leadership.pools,
+                models=list(self._models),
+                folders={"data": self.settings.data_dir, "blobs": self._blobs.root},
+            )
+        )
         errors.install(app)
         app.add_middleware(Limits, activity=self.activity)
+        app.add_middleware(scraping.Measured, metrics=self.metrics)
 
         @app.get("/healthz", tags=["operations"])
         async def healthz() -> Health:

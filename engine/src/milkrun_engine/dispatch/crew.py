@@ -16,6 +16,7 @@ from milkrun_engine.dispatch.preparer import Preparer
 from milkrun_engine.domain.models import ModelSpec
 from milkrun_engine.replicas.base import Pool
 from milkrun_engine.service.egress import Egress
+from milkrun_engine.service.metrics import Metrics
 from milkrun_engine.service.signals import Signals
 from milkrun_engine.service.threads import Threads
 from milkrun_engine.store import Store
@@ -43,6 +44,7 @@ class Crew:
         models: dict[str, ModelSpec],
         pool: Pool,
         egress: Egress,
+        metrics: Metrics,
         give_up_seconds: float,
     ) -> None:
         self._store = store
@@ -56,12 +58,13 @@ class Crew:
             signals=signals,
             models=models,
             pool=pool,
+            metrics=metrics,
             give_up_seconds=give_up_seconds,
         )
         self.callbacks = Callbacks(store=store, threads=threads, signals=signals, sender=Sender(egress))
         self._preparer = Preparer(store=store, blobs=blobs, threads=threads, signals=signals, models=models)
         self._progress = Progress(store=store, threads=threads, signals=signals, recorder=self.dispatcher.recorder)
-        self._rescuer = Rescuer(store=store, threads=threads, signals=signals)
+        self._rescuer = Rescuer(store=store, threads=threads, signals=signals, metrics=metrics)
         self._sweeper = Sweeper(store=store, blobs=blobs, threads=threads)
         self._tasks: list[asyncio.Task[None]] = []
 

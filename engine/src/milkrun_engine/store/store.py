@@ -13,6 +13,7 @@ from milkrun_engine.store.callbacks import Callbacks
 from milkrun_engine.store.chunks import Chunks
 from milkrun_engine.store.database import connect
 from milkrun_engine.store.feed import Feed
+from milkrun_engine.store.figures import Figures
 from milkrun_engine.store.input_files import InputFiles
 from milkrun_engine.store.jobs import Jobs
 from milkrun_engine.store.migrations import migrate
@@ -40,6 +41,7 @@ class Store:
         self.input_files = InputFiles(self.database)
         self.tenants = Tenants(self.database)
         self.posts = Posts(self.database)
+        self.figures = Figures(self.database)
 
     def named_blobs(self, names: Sequence[str]) -> set[str]:
         """Which of these blobs some row of the ledger names."""
