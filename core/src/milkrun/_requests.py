@@ -39,6 +39,7 @@ _NEXT: Mapping[str, str] = {
     "idempotency_mismatch": 'Use another key, or on_mismatch="replace" to let the new inputs take this one.',
     "inputs_differ": "Submit the rows again under this key.",
     "stale_claim": "A newer attempt owns the job; leave it to that one, or cancel without a claim.",
+    "callback_delivered": "Read the job instead; nothing is left to send.",
     "cursor_lost": "Read your jobs by id, then follow the feed from a fresh cursor.",
     "shutting_down": "Try again in a moment.",
 }

@@ -12,10 +12,10 @@ from fastapi import FastAPI, Response
 
 from milkrun.wire import Health, ModelInfo
 from milkrun_engine import __version__
-from milkrun_engine.api.auth import Authenticator
 from milkrun_engine.api import metrics as scraping
+from milkrun_engine.api.auth import Authenticator
 from milkrun_engine.api.limits import Activity, Limits
-from milkrun_engine.api.native import errors, routes
+from milkrun_engine.api.native import callbacks, errors, routes
 from milkrun_engine.api.pages import routes as pages
 from milkrun_engine.blobs.local import LocalBlobs
 from milkrun_engine.dispatch.crew import Crew
@@ -25,6 +25,7 @@ from milkrun_engine.domain.ids import new_id
 from milkrun_engine.domain.models import ModelSpec
 from milkrun_engine.replicas.base import Pool
 from milkrun_engine.replicas.models import load_models
+from milkrun_engine.service.callbacks import CallbackService
 from milkrun_engine.service.egress import Egress
 from milkrun_engine.service.jobs import JobService
 from milkrun_engine.service.metrics import Metrics
@@ -117,6 +118,8 @@ class Engine:
         )
         authenticator = Authenticator(self.store, self._threads)
         app.include_router(routes.router(self.service, reader, self._threads, authenticator, self.models))
+        outbox = CallbackService(store=self.store, threads=self._threads, signals=self._signals)
+        app.include_router(callbacks.router(outbox, authenticator))
         app.include_router(pages.router(self.service, links, authenticator))
         app.include_router(
             scraping.router(

@@ -18,8 +18,8 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from milkrun.status import CallbackState
 from milkrun_engine.api.auth import Authenticator
-from milkrun_engine.domain.callbacks import CallbackState
 from milkrun_engine.domain.states import ChunkState
 from milkrun_engine.service.metrics import Metrics
 from milkrun_engine.service.threads import Threads
@@ -150,8 +150,8 @@ class _Snapshot(Collector):
         )
         states = GaugeMetricFamily("milkrun_pool_state", "1 for the state that a pool is in.", labels=["pool", "state"])
         for pool, current in self._states.items():
-            for state in _POOL_STATES:
-                states.add_metric([pool, state], float(state == current))
+            for possible in _POOL_STATES:
+                states.add_metric([pool, possible], float(possible == current))
         yield states
 
 

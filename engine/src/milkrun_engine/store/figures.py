@@ -75,7 +75,7 @@ class Figures:
             chunks={(row.pool, ChunkState.ready): row.chunks for row in waiting}
             | {(row.pool, ChunkState.leased): row.chunks for row in working},
             oldest_waiting_seconds={row.pool: max(0.0, row.now - row.oldest) for row in waiting},
-            callbacks={state: count for state, count in outbox},
+            callbacks={row[0]: row[1] for row in outbox},
             holder=post[0] if post is not None and post[2] else None,
             term=post[1] if post is not None else 0,
         )

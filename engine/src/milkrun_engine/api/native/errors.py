@@ -27,6 +27,7 @@ STATUS: dict[type[errors.EngineError], int] = {
     errors.IdempotencyMismatch: 422,
     errors.InputsDiffer: 409,
     errors.StaleClaim: 409,
+    errors.CallbackDelivered: 409,
     errors.CursorLost: 410,
     errors.InputTooLarge: 413,
     errors.ShuttingDown: 503,
