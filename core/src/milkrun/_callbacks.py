@@ -2,6 +2,7 @@
 The callbacks' outbox of an engine: what a client asks of it.
 """
 
+from typing import Any
 from urllib.parse import quote
 
 from milkrun import _requests, wire
@@ -32,7 +33,7 @@ def callbacks(link: Link, limit: int | None, state: CallbackState | str | None) 
     return found
 
 
-def replay(link: Link, callback_id: str) -> Operation[wire.CallbackInfo]:
+def replay(link: Link, callback_id: Any) -> Operation[wire.CallbackInfo]:
     """Send one again."""
     if not isinstance(callback_id, str) or not callback_id:
         raise TypeError(f"a callback's id is a non-empty text such as callbacks() names, not {callback_id!r}")

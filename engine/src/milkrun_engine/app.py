@@ -27,6 +27,7 @@ from milkrun_engine.replicas.base import Pool
 from milkrun_engine.replicas.models import load_models
 from milkrun_engine.service.callbacks import CallbackService
 from milkrun_engine.service.egress import Egress
+from milkrun_engine.service.installation import claim_blobs
 from milkrun_engine.service.jobs import JobService
 from milkrun_engine.service.metrics import Metrics
 from milkrun_engine.service.relay import Relay
@@ -59,7 +60,7 @@ class Engine:
         _require_extras(settings, self._models.values())
         data_dir = settings.data_dir
         data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.store = Store(settings.database_url or data_dir / "milkrun.db")
+        self.store = Store(settings.ledger)
         self.store.tenants.ensure()
         self.store.tenants.add_key(self.api_key, "admin" if settings.admin_key else "local")
         if not self.store.database.is_shared:
@@ -68,7 +69,8 @@ class Engine:
         self.metrics = Metrics()
         self._threads = Threads(self.metrics.wrote)
         self._signals = Signals()
-        self._blobs = LocalBlobs(settings.blob_dir or data_dir / "blobs")
+        self._blobs = LocalBlobs(settings.blobs)
+        claim_blobs(self.store, self._blobs.root)
         self._egress = Egress(private=settings.calls_private)
         links = PageLinks(base_url, self.store.tenants.secret("page links"))
         self.leadership = Leadership(

@@ -15,6 +15,7 @@ from milkrun_engine.store.database import connect
 from milkrun_engine.store.feed import Feed
 from milkrun_engine.store.figures import Figures
 from milkrun_engine.store.input_files import InputFiles
+from milkrun_engine.store.installation import Installation
 from milkrun_engine.store.jobs import Jobs
 from milkrun_engine.store.migrations import migrate
 from milkrun_engine.store.posts import Posts
@@ -40,6 +41,7 @@ class Store:
         self.callbacks = Callbacks(self.database)
         self.input_files = InputFiles(self.database)
         self.tenants = Tenants(self.database)
+        self.installation = Installation(self.database, self.tenants)
         self.posts = Posts(self.database)
         self.figures = Figures(self.database)
 
