@@ -18,6 +18,7 @@ from milkrun_engine.api.limits import Activity, Limits
 from milkrun_engine.api.native import callbacks, errors, routes
 from milkrun_engine.api.pages import routes as pages
 from milkrun_engine.blobs.local import LocalBlobs
+from milkrun_engine.dispatch.agreement import Agreement
 from milkrun_engine.dispatch.crew import Crew
 from milkrun_engine.dispatch.duty import repeat
 from milkrun_engine.dispatch.leadership import Leadership
@@ -27,7 +28,7 @@ from milkrun_engine.replicas.base import Pool
 from milkrun_engine.replicas.models import load_models
 from milkrun_engine.service.callbacks import CallbackService
 from milkrun_engine.service.egress import Egress
-from milkrun_engine.service.installation import claim_blobs
+from milkrun_engine.service.installation import check_restored, claim_blobs
 from milkrun_engine.service.jobs import JobService
 from milkrun_engine.service.metrics import Metrics
 from milkrun_engine.service.relay import Relay
@@ -60,6 +61,7 @@ class Engine:
         _require_extras(settings, self._models.values())
         data_dir = settings.data_dir
         data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        check_restored(settings.blobs)  # before there is a ledger beside half of one
         self.store = Store(settings.ledger)
         self.store.tenants.ensure()
         self.store.tenants.add_key(self.api_key, "admin" if settings.admin_key else "local")
@@ -176,6 +178,8 @@ class Engine:
         """Begin the background duties."""
         self._relay.start()
         duties = [repeat("leadership", self.leadership.run_once), repeat("relay", self._relay.run_once)]
+        if self.store.database.is_shared:
+            duties.append(repeat("agreement", Agreement(self._models, self.leadership.pools).run_once))
         self._tasks = [asyncio.create_task(duty) for duty in duties]
         self._is_ready = True
 

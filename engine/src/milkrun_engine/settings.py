@@ -101,10 +101,11 @@ class EngineSettings:
         """Callbacks to private addresses: as given, or if only this host's own users reach the engine."""
         if self.callback_private is not None:
             return self.callback_private
-        return self.is_local or _is_loopback(self.host)
+        return self.is_local or is_loopback(self.host)
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether an address is this host's own, which nobody else reaches."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

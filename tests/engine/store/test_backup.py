@@ -21,7 +21,7 @@ from milkrun_engine.domain.errors import CursorLost
 from milkrun_engine.service import backup as backups
 from milkrun_engine.service.backup import backup
 from milkrun_engine.service.backup_folder import BackupError, Manifest, file_sha256
-from milkrun_engine.service.installation import WrongBlobs, claim_blobs
+from milkrun_engine.service.installation import WrongBlobs, check_restored, claim_blobs
 from milkrun_engine.service.restore import restore
 from milkrun_engine.store import migrations
 from milkrun_engine.store.database import connect
@@ -180,7 +180,7 @@ def test_what_has_changed_in_a_backup_is_not_restored(world: World, tmp_path: Pa
     with pytest.raises(BackupError, match="has changed"):
         restore(folder, target, root)
     with pytest.raises(WrongBlobs, match="not finished"):
-        claim_blobs(world.store, root)
+        check_restored(root)
     blob.unlink()
     with pytest.raises(BackupError, match="lacks blob"):
         restore(folder, target, root)

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Mapping
 
 from milkrun_engine.blobs.local import LocalBlobs
+from milkrun_engine.dispatch.agreement import DECLARED
 from milkrun_engine.dispatch.callbacks import Callbacks
 from milkrun_engine.dispatch.delivery import Sender
 from milkrun_engine.dispatch.dispatcher import Dispatcher
@@ -72,6 +73,10 @@ class Crew:
         """Take over: whoever held leases before does so no more."""
         await self._threads.write(self._store.chunks.release)
         for job in await self._threads.read(self._store.jobs.of_unknown_models, list(self._models)):
+            if self._store.database.is_shared:  # another engine may declare it, and this one's file be older
+                extra = {"action": "model_undeclared", "job_id": job.id}
+                log.warning("a job waits for an engine that declares its model", extra=extra)
+                continue
             message = "a model that the job needs is not declared any more; declare it and submit again"
             await self._threads.write(self._store.jobs.fail, job.id, job.epoch, "model_unavailable", message)
         await self.dispatcher.start()
@@ -98,6 +103,11 @@ class Crew:
     def facts(self) -> Mapping[str, Mapping[str, object]]:
         """How each pool stands, for the processes beside this one."""
         return {
-            name: {"state": pool.state, "detail": pool.failure, "context_tokens": pool.context_tokens}
+            name: {
+                "state": pool.state,
+                "detail": pool.failure,
+                "context_tokens": pool.context_tokens,
+                DECLARED: pool.spec.fingerprint,
+            }
             for name, pool in self.dispatcher.pools.items()
         }

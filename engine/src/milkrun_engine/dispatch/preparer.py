@@ -52,6 +52,9 @@ class Preparer:
         if work is None:
             await wait_event(self._signals.to_prepare, _SAFETY_SECONDS)
             return
+        if work.model not in self._models:  # of an engine whose file is newer: it waits for that one
+            self._postponed[work.job_id] = time.monotonic() + _SAFETY_SECONDS
+            return
         try:
             window = await self._threads.prepare(self._cut, work)
         except InputUnreadable as error:

@@ -19,7 +19,6 @@ def claim_blobs(store: Store, root: Path) -> None:
     Raises:
         WrongBlobs: they are another ledger's, or the folder that the ledger knows is somewhere else.
     """
-    check_restored(root)
     mine = store.installation.id
 
     def mark() -> None:  # the first engine may have ended between the mark and the ledger's note of it

@@ -47,7 +47,7 @@ def upgrade(connection: Connection) -> None:
     """
     config = _config()
     found = revision(connection)
-    if found is not None and found not in {script.revision for script in _scripts().walk_revisions()}:
+    if found is not None and found not in known():
         raise LedgerTooNew(found)
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
@@ -63,6 +63,11 @@ def head() -> str:
     found = _scripts().get_current_head()
     assert found is not None
     return found
+
+
+def known() -> list[str]:
+    """The migrations of this version."""
+    return [script.revision for script in _scripts().walk_revisions()]
 
 
 def _scripts() -> ScriptDirectory:
