@@ -61,6 +61,5 @@ def _show(found: Sequence[Finding]) -> None:
     console = Console()
     console.print(table)
     counts = Counter(finding.level for finding in found)
-    console.print(
-        f"{counts[Level.wrong] or 'nothing'} wrong, {counts[Level.warning] or 'no'} warnings", highlight=False
-    )
+    words = f"{counts[Level.wrong] or 'nothing'} wrong, {counts[Level.warning] or 'no'} warnings"
+    console.print(words, highlight=False)

@@ -56,7 +56,7 @@ def pool(state: str) -> list[ModelInfo]:
         ("ok", "https://a.test", host.public_url(["0.0.0.0"], "https://a.test")),
         ("warning", "set MILKRUN_PUBLIC_URL", host.public_url(["0.0.0.0"], None)),
         ("ok", "SQLite", host.settings(EngineSettings(data_dir=Path("d")))),
-        ("wrong", "port", host.settings("MILKRUN_PORT must be a number")),
+        ("wrong", "MILKRUN_PORT", host.settings("MILKRUN_PORT must be a number")),
         ("ok", "at migration 2", ledger.ledger("2", "2", ["1", "2"])),
         ("warning", "migrates it", ledger.ledger("1", "2", ["1", "2"])),
         ("wrong", "newer version", ledger.ledger("3", "2", ["1", "2"])),
