@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checker import Place, echo_answers, violations
+from checker import Place, echo_answers, interruption, violations
 from stories.server import KEY, Server, wait_for
 
 import milkrun as mr
 
 pytestmark = pytest.mark.engine
 ROWS = 6_000
+JOBS = 100
 TEXTS = [f"row {index} of the story" for index in range(ROWS)]
 
 
@@ -80,19 +81,23 @@ def test_a_job_goes_on_from_a_backup(places: tuple[Place | None, Place | None], 
     """Every row of it once, in order, whatever was done to the engine that the backup came from."""
     for name in ("old", "new"):
         (tmp_path / name).mkdir()
-    with Server(tmp_path / "old", pace=0.004, shared=places[0]) as old, old.client() as client:
+    with Server(tmp_path / "old", pace=0.002, shared=places[0]) as old, old.client() as client:
         cursor = client.changes().cursor
         job_id = client.infer(TEXTS, idempotency_key="story")
         wait_for(lambda: client.job(job_id).rows_succeeded > 300, what="some commits")
+        [replica] = old.replicas()
+        replica.suspend()  # the engine goes on, and the job stays in its middle
         report = done(command("backup", tmp_path / "backup", old))
         assert [] == report["missing"]
-        held = old.kill()
+        old.kill()
+        replica.kill()
     new = Server(tmp_path / "new", shared=places[1])
     told = done(command("restore", tmp_path / "backup", new))
     assert {"running": 1} == told["jobs"], "the backup is of the middle of it"
     # What the old engine executed counts as executed: its results came along, or are computed again.
     new.echo_log.write_bytes(old.echo_log.read_bytes())
-    new.interruptions.append(held)
+    [ledger] = (tmp_path / "backup").glob("ledger_*.db")
+    new.interruptions.append(interruption(Place(tmp_path / "backup" / "blobs", ledger)))
     with new, new.client() as client:
         assert job_id == client.infer(TEXTS, idempotency_key="story")
         client.wait(job_id, timeout=60)
@@ -108,7 +113,7 @@ def test_a_backup_and_a_restore_survive_kill_9(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     folder = tmp_path / "backup"
     with Server(tmp_path / "old") as old, old.client() as client:
-        job_ids = [client.infer([f"{number}"]) for number in range(150)]
+        job_ids = [client.infer([f"{number}"]) for number in range(JOBS)]
         for _ in client.as_ended(job_ids, timeout=120):
             pass
         most = 3 * len(job_ids)
@@ -127,5 +132,5 @@ def test_a_backup_and_a_restore_survive_kill_9(tmp_path: Path) -> None:
     assert ({"succeeded": len(job_ids)}, most) == (told["jobs"], told["blobs"])
     with new, mr.Milkrun(new.url, KEY) as client:
         outputs = [str(client.results(job_id).to_list()[0].output) for job_id in job_ids]
-        assert [str(number) for number in range(150)] == [output.rpartition(": ")[2] for output in outputs]
+        assert [str(number) for number in range(JOBS)] == [output.rpartition(": ")[2] for output in outputs]
         assert len(job_ids) == len(client.jobs(None, "succeeded"))
