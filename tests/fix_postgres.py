@@ -30,10 +30,10 @@ class Postgres:
         store.tenants.ensure()
         store.close()
 
-    def database(self) -> str:
-        """Make a database with a migrated ledger and the default tenant; returns its URL."""
+    def database(self, *, empty: bool = False) -> str:
+        """Make a database with a migrated ledger and the default tenant, or with no table; returns its URL."""
         name = f"milkrun_{uuid4().hex}"
-        self._run(f"CREATE DATABASE {name} TEMPLATE {_TEMPLATE}")
+        self._run(f"CREATE DATABASE {name} TEMPLATE {'template1' if empty else _TEMPLATE}")
         return self._url(name)
 
     @property

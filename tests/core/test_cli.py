@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 import typer
 
 import milkrun as mr
-from milkrun import _commands, wire
+from milkrun import _callback_commands, _commands, wire
 
 
 @dataclass
@@ -34,6 +35,7 @@ def milkrun(engine: Any, build: Any, monkeypatch: pytest.MonkeyPatch, capsysbina
         return found
 
     monkeypatch.setattr(_commands, "Milkrun", client)
+    monkeypatch.setattr(_callback_commands, "Milkrun", client)
     monkeypatch.setattr(_commands, "_add_plugins", lambda: None)
 
     def run(*args: str, stdin: bytes = b"") -> Ran:
@@ -126,6 +128,26 @@ def test_status_jobs_and_cancel(milkrun: Any, engine: Any, build: Any) -> None:
     assert [job["id"] for job in json.loads(milkrun("jobs", "--json").out)] == ["job_1"]
     assert milkrun("cancel", "job_1", "--claim", "3").code == 0
     assert engine.sent() == {"claim": 3}
+
+
+def test_callbacks_are_listed_and_sent_again(milkrun: Any, engine: Any) -> None:
+    callback = wire.CallbackInfo(
+        id="callback_1", job_id="job_1", kind="generic", receiver="http://[::1]:80", state="given_up", attempts=10,
+        created_at=datetime(2026, 1, 2, tzinfo=UTC), last_error="it answered 500",
+    )  # fmt: skip
+    listed = httpx.Response(200, content=wire.CallbackList(callbacks=[callback]).model_dump_json())
+    engine.faults = [listed, listed]
+    shown = milkrun("callbacks").out
+    assert all(word in shown for word in ("callback_1", "http://[::1]:80", "it answered 500"))
+    assert "given_up" == engine.requests[-1].url.params["state"]
+    assert ["callback_1"] == [each["id"] for each in json.loads(milkrun("callbacks", "--json").out)]
+    engine.faults = [
+        httpx.Response(200, content=callback.model_dump_json()),
+        httpx.Response(200, json={"callbacks": 2}),
+    ]
+    assert "callback_1 is sent again\n" == milkrun("callbacks", "replay", "callback_1").out
+    assert "2 callbacks are sent again\n" == milkrun("callbacks", "replay", "--receiver", "http://[::1]:80").out
+    assert 2 == milkrun("callbacks", "replay").code
 
 
 def test_results_are_shown_streamed_or_saved(milkrun: Any, engine: Any, build: Any, tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def _stamp_file(name: str) -> Path:
 
 
 def _stamp(name: str) -> str:
-    digest = hashlib.sha256(f"{ROOT} {sys.version} {UV}".encode())
+    digest = hashlib.sha256(f"{ROOT} {sys.version_info[:2]} {UV}".encode())
     for file in [HERE / f"{name}.txt", *(ROOT / package / "pyproject.toml" for package in PACKAGES[name])]:
         digest.update(file.read_bytes())
     return digest.hexdigest()

@@ -39,6 +39,7 @@ class Server:
         pool: local or ray.
         shared: a Postgres database and a folder of blobs, for several engines; a data directory of its own if absent.
         fail_points: `MILKRUN_FAILPOINTS` of the next start.
+        models: names of the models that echo plays.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Server:
         pool: str = "local",
         shared: Place | None = None,
         fail_points: str = "",
+        models: Sequence[str] = ("echo",),
     ) -> None:
         self.data_dir = folder / "data"
         self.place = Place.of(self.data_dir) if shared is None else shared
@@ -61,11 +63,11 @@ class Server:
         self.fail_points = fail_points
         self._arguments = ["--replica", replica, "--pool", pool, "--data-dir", str(self.data_dir)]
         if replica == "echo":
-            models = folder / "models.yaml"
+            file = folder / "models.yaml"
             arguments = {"seconds_per_row": pace, **(engine_args or {})}
-            model = {"name": "echo", "tokens_per_second": 100_000, "engine_args": arguments}
-            models.write_text(yaml.safe_dump({"models": [model]}))
-            self._arguments += ["--models", str(models)]
+            model = {"tokens_per_second": 100_000, "engine_args": arguments}
+            file.write_text(yaml.safe_dump({"models": [{"name": name, **model} for name in models]}))
+            self._arguments += ["--models", str(file)]
         self._port = free_port()
         self._environ = {
             **os.environ,

@@ -43,15 +43,27 @@ from milkrun.exceptions import (
     UnexpectedResponse,
     WaitTimeout,
 )
-from milkrun.status import CallbackKind, FeedEvents, JobKind, JobStatus, OnMismatch, Reuse, RowErrorCode, RowStatus
-from milkrun.wire import Callback, Changes, Job, ModelInfo, OutputSchema, Submitted, Usage
+from milkrun.status import (
+    CallbackKind,
+    CallbackState,
+    FeedEvents,
+    JobKind,
+    JobStatus,
+    OnMismatch,
+    Reuse,
+    RowErrorCode,
+    RowStatus,
+)
+from milkrun.wire import Callback, CallbackInfo, Changes, Job, ModelInfo, OutputSchema, Submitted, Usage
 
 __all__ = [
     "AsyncMilkrun",
     "AsyncResults",
     "AuthenticationError",
     "Callback",
+    "CallbackInfo",
     "CallbackKind",
+    "CallbackState",
     "Changes",
     "Conflict",
     "ConnectError",

@@ -9,13 +9,13 @@ from typing import Any, Self, Unpack
 
 import httpx
 
-from milkrun import _operations, _waiting, wire
+from milkrun import _callbacks, _operations, _waiting, wire
 from milkrun._base import BaseClient
 from milkrun._drivers import Awaiting, Blocking
 from milkrun._options import SubmitOptions, spelled_out
 from milkrun._results import AsyncResults, Results
 from milkrun._waiting import Progress
-from milkrun.status import FeedEvents, JobKind, JobStatus
+from milkrun.status import CallbackState, FeedEvents, JobKind, JobStatus
 
 _LOOPBACK = ("all://127.0.0.1", "all://localhost", "all://[::1]")  # never through a proxy
 
@@ -212,6 +212,26 @@ class Milkrun(BaseClient):
     def delete(self, job_id: str) -> None:
         """Delete an ended job with its results and its input; one that is alive is a `Conflict` (`not_ended`)."""
         self._driver.run(_operations.delete(self._link, job_id))
+
+    def callbacks(self, limit: int | None = 100, state: CallbackState | str | None = None) -> list[wire.CallbackInfo]:
+        """Return callbacks, newest first; with state "given_up" those that nobody took."""
+        return self._driver.run(_callbacks.callbacks(self._link, limit, state))
+
+    def replay_callback(self, callback_id: str) -> wire.CallbackInfo:
+        """Send a callback again, now and under its old id; one that was delivered is a `Conflict`."""
+        return self._driver.run(_callbacks.replay(self._link, callback_id))
+
+    def replay_callbacks(self, receiver: str) -> int:
+        """Send again all callbacks that were given up on a receiver (as `callbacks()` names it); return how many."""
+        return self._driver.run(_callbacks.replay_all(self._link, receiver))
+
+    def rotate_callback_secret(self, old: str, new: str) -> int:
+        """
+        Sign undelivered callbacks, and those of running jobs, with the new secret as well as with the old one.
+
+        Return how many jobs' callbacks changed. What is submitted later says for itself which secrets sign it.
+        """
+        return self._driver.run(_callbacks.rotate(self._link, old, new))
 
     def models(self) -> list[wire.ModelInfo]:
         """Return the models that jobs may name."""
@@ -414,6 +434,28 @@ class AsyncMilkrun(BaseClient):
     async def delete(self, job_id: str) -> None:
         """Delete an ended job with its results and its input; one that is alive is a `Conflict` (`not_ended`)."""
         await self._driver.run(_operations.delete(self._link, job_id))
+
+    async def callbacks(
+        self, limit: int | None = 100, state: CallbackState | str | None = None
+    ) -> list[wire.CallbackInfo]:
+        """Return callbacks, newest first; with state "given_up" those that nobody took."""
+        return await self._driver.run(_callbacks.callbacks(self._link, limit, state))
+
+    async def replay_callback(self, callback_id: str) -> wire.CallbackInfo:
+        """Send a callback again, now and under its old id; one that was delivered is a `Conflict`."""
+        return await self._driver.run(_callbacks.replay(self._link, callback_id))
+
+    async def replay_callbacks(self, receiver: str) -> int:
+        """Send again all callbacks that were given up on a receiver (as `callbacks()` names it); return how many."""
+        return await self._driver.run(_callbacks.replay_all(self._link, receiver))
+
+    async def rotate_callback_secret(self, old: str, new: str) -> int:
+        """
+        Sign undelivered callbacks, and those of running jobs, with the new secret as well as with the old one.
+
+        Return how many jobs' callbacks changed. What is submitted later says for itself which secrets sign it.
+        """
+        return await self._driver.run(_callbacks.rotate(self._link, old, new))
 
     async def models(self) -> list[wire.ModelInfo]:
         """Return the models that jobs may name."""

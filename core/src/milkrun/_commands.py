@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from milkrun import _outputs, outcome
+from milkrun import _callback_commands, _outputs, outcome
 from milkrun._bar import Bar
 from milkrun._client import Milkrun
 from milkrun._results import Results
@@ -40,6 +40,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.add_typer(_callback_commands.app, name="callbacks")
 _err = Console(stderr=True)
 
 JobId = Annotated[str, typer.Argument(metavar="JOB_ID", help="As printed by submit.")]

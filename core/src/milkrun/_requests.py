@@ -41,6 +41,7 @@ _NEXT: Mapping[str, str] = {
     "inputs_differ": "Submit the rows again under this key.",
     "not_ended": "Wait for its end, or cancel it.",
     "stale_claim": "A newer attempt owns the job; leave it to that one, or cancel without a claim.",
+    "callback_delivered": "Read the job instead; nothing is left to send.",
     "cursor_lost": "Read your jobs by id, then follow the feed from a fresh cursor.",
     "shutting_down": "Try again in a moment.",
     "disk_full": "Make room on the engine's disk, then submit again; running jobs go on by themselves.",

@@ -85,6 +85,14 @@ class CallbackKind(StrEnum):
     prefect_resume = "prefect_resume"  #: resume a suspended Prefect flow run; its server's reply is read
 
 
+class CallbackState(StrEnum):
+    """Where a callback stands."""
+
+    pending = "pending"  #: the engine sends it when it is due
+    delivered = "delivered"  #: the receiver took it
+    given_up = "given_up"  #: the receiver wants none, or did not take it for too long; it may be replayed
+
+
 class FeedEvents(StrEnum):
     """Which changes of a job a reader of the change feed hears about."""
 

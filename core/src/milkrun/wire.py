@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-from milkrun.status import TERMINAL, CallbackKind, InputFormat, JobKind, JobStatus, OnMismatch, Reuse
+from milkrun.status import TERMINAL, CallbackKind, CallbackState, InputFormat, JobKind, JobStatus, OnMismatch, Reuse
 
 MAX_INLINE_BYTES = 262_144  #: larger inputs are uploaded as a file first
 MAX_WINDOW_SECONDS = 366 * 86_400.0
@@ -90,17 +90,23 @@ class JobSpec(_Request):
     key_column: str | None = None  #: the column that labels a row in the results
 
 
+Secrets = Annotated[list[str], Field(min_length=1, max_length=3)]
+
+
 class Callback(_Request):
     """
     Where to say that a job has ended, however it ended.
 
     The body of a `generic` one is `{"type": "job.succeeded", "timestamp": …, "data": {"id": …, "status": …}}`,
-    signed with `secret` as https://www.standardwebhooks.com says; the receiver reads the job from the engine.
+    signed with `secret` as https://www.standardwebhooks.com says, or with each of up to three: a receiver takes a
+    message that one of its own secrets fits. It reads the job from the engine.
     """
 
     kind: CallbackKind = CallbackKind.generic
     url: str = Field(max_length=2_000, pattern="^https?://")
-    secret: str | None = Field(default=None, repr=False)  #: `whsec_` and base64; a generic one without it is not signed
+    secret: str | Secrets | None = Field(
+        default=None, repr=False
+    )  #: `whsec_` and base64; a generic one without it is not signed
     headers: dict[str, str] = Field(default_factory=dict, max_length=16, repr=False)  #: such as Authorization
 
 
@@ -286,6 +292,56 @@ class ModelList(_Answer):
     models: list[ModelInfo]
 
 
+class CallbackInfo(_Answer):
+    """A callback in the engine's outbox: never its secrets, headers or path."""
+
+    id: str  #: the `webhook-id` of every attempt
+    job_id: str
+    kind: Annotated[CallbackKind | str | None, Field(union_mode="left_to_right")]  #: forgotten with its delivery
+    receiver: str  #: scheme, host and port
+    state: Annotated[CallbackState | str, Field(union_mode="left_to_right")]
+    attempts: int  #: made so far, or since it was replayed
+    created_at: datetime  #: the job's end
+    next_attempt_at: datetime | None = None  #: of a pending one
+    last_error: str | None = None
+
+
+class CallbackList(_Answer):
+    """`GET /api/callbacks`: newest first."""
+
+    callbacks: list[CallbackInfo]
+    next: str | None = None  #: pass as `before` for the next page
+
+
+class ReplayRequest(_Request):
+    """`POST /api/callbacks/replay`: send again all that were given up, of one receiver."""
+
+    receiver: str = Field(min_length=1, max_length=2_000)  #: as the list names it
+
+
+class Replayed(_Answer):
+    """How many callbacks are due again."""
+
+    callbacks: int
+
+
+class RotateRequest(_Request):
+    """
+    `POST /api/callbacks/rotate`: sign with the new secret as well as with the old one.
+
+    It concerns what is submitted already: callbacks that are not delivered, and those of jobs that run.
+    """
+
+    old: str = Field(repr=False)
+    new: str = Field(repr=False)
+
+
+class Rotated(_Answer):
+    """How many jobs' callbacks sign with both secrets now and did not before."""
+
+    jobs: int
+
+
 class Health(_Answer):
     """`GET /healthz`."""
 
@@ -299,8 +355,8 @@ class Problem(_Answer):
     Every error answer (RFC 9457 problem details, `application/problem+json`).
 
     `code` is stable and what programs look at: invalid_request, missing_column, unknown_model, unauthenticated,
-    not_found, idempotency_mismatch, inputs_differ, stale_claim, not_ended, already_ended, cursor_lost,
-    input_too_large, shutting_down, disk_full, outcome_unknown, integrity, internal.
+    not_found, idempotency_mismatch, inputs_differ, stale_claim, not_ended, already_ended, callback_delivered,
+    cursor_lost, input_too_large, shutting_down, disk_full, outcome_unknown, integrity, internal.
     """
 
     type: str = "about:blank"

@@ -12,11 +12,13 @@ from fastapi import FastAPI, Response
 
 from milkrun.wire import Health, ModelInfo
 from milkrun_engine import __version__
+from milkrun_engine.api import metrics as scraping
 from milkrun_engine.api.auth import Authenticator
 from milkrun_engine.api.limits import Activity, Limits
-from milkrun_engine.api.native import errors, routes
+from milkrun_engine.api.native import callbacks, errors, routes
 from milkrun_engine.api.pages import routes as pages
 from milkrun_engine.blobs.local import LocalBlobs
+from milkrun_engine.dispatch.agreement import Agreement
 from milkrun_engine.dispatch.crew import Crew
 from milkrun_engine.dispatch.duty import repeat
 from milkrun_engine.dispatch.leadership import Leadership
@@ -24,9 +26,12 @@ from milkrun_engine.domain.ids import new_id
 from milkrun_engine.domain.models import ModelSpec
 from milkrun_engine.replicas.base import Pool
 from milkrun_engine.replicas.models import load_models
+from milkrun_engine.service.callbacks import CallbackService
 from milkrun_engine.service.controls import JobControls
 from milkrun_engine.service.egress import Egress
+from milkrun_engine.service.installation import check_restored, claim_blobs
 from milkrun_engine.service.jobs import JobService
+from milkrun_engine.service.metrics import Metrics
 from milkrun_engine.service.relay import Relay
 from milkrun_engine.service.results import ResultReader
 from milkrun_engine.service.signals import Signals
@@ -57,15 +62,18 @@ class Engine:
         _require_extras(settings, self._models.values())
         data_dir = settings.data_dir
         data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.store = Store(settings.database_url or data_dir / "milkrun.db")
+        check_restored(settings.blobs)  # before there is a ledger beside half of one
+        self.store = Store(settings.ledger)
         self.store.tenants.ensure()
         self.store.tenants.add_key(self.api_key, "admin" if settings.admin_key else "local")
         if not self.store.database.is_shared:
             # SQLite has one engine at a time (see lock.py), so whoever held the post is dead: no need to wait.
             self.store.posts.leave(DISPATCHER)
-        self._threads = Threads()
+        self.metrics = Metrics()
+        self._threads = Threads(self.metrics.wrote)
         self._signals = Signals()
-        self._blobs = LocalBlobs(settings.blob_dir or data_dir / "blobs")
+        self._blobs = LocalBlobs(settings.blobs)
+        claim_blobs(self.store, self._blobs.root)
         self._egress = Egress(private=settings.calls_private)
         links = PageLinks(base_url, self.store.tenants.secret("page links"))
         self.leadership = Leadership(
@@ -86,6 +94,7 @@ class Engine:
             models=self._models,
             links=links,
             egress=self._egress,
+            metrics=self.metrics,
             waiting_reason=self._waiting_reason,
             rows_per_second=lambda model: self.leadership.pools().get(model, {}).get("rows_per_second"),
         )
@@ -105,6 +114,7 @@ class Engine:
             models=self._models,
             pool=_make_pool(self.settings),
             egress=self._egress,
+            metrics=self.metrics,
             give_up_seconds=self.settings.give_up_seconds,
             silence_seconds=self.settings.replica_silence_seconds,
         )
@@ -127,9 +137,24 @@ class Engine:
             view=self.service.view,
         )
         app.include_router(routes.router(self.service, controls, reader, self._threads, authenticator, self.models))
+        outbox = CallbackService(store=self.store, threads=self._threads, signals=self._signals)
+        app.include_router(callbacks.router(outbox, authenticator))
         app.include_router(pages.router(self.service, links, authenticator))
+        app.include_router(
+            scraping.router(
+                me=self.instance_id,
+                metrics=self.metrics,
+                store=self.store,
+                threads=self._threads,
+                authenticator=authenticator,
+                pools=self.leadership.pools,
+                models=list(self._models),
+                folders={"data": self.settings.data_dir, "blobs": self._blobs.root},
+            )
+        )
         errors.install(app)
         app.add_middleware(Limits, activity=self.activity)
+        app.add_middleware(scraping.Measured, metrics=self.metrics)
 
         @app.get("/healthz", tags=["operations"])
         async def healthz() -> Health:
@@ -171,6 +196,8 @@ class Engine:
         """Begin the background duties."""
         self._relay.start()
         duties = [repeat("leadership", self.leadership.run_once), repeat("relay", self._relay.run_once)]
+        if self.store.database.is_shared:
+            duties.append(repeat("agreement", Agreement(self._models, self.leadership.pools).run_once))
         self._tasks = [asyncio.create_task(duty) for duty in duties]
         self._is_ready = True
 

@@ -1,5 +1,5 @@
 """
-The engine's commands under `milkrun`: serve and stop.
+The engine's commands under `milkrun`: serve and stop; those of an operator are in modules of their own.
 """
 
 import asyncio
@@ -14,10 +14,15 @@ import typer
 
 from milkrun import local
 from milkrun_engine import failpoints, logs
+from milkrun_engine.cli_backup import backup, restore
+from milkrun_engine.cli_doctor import doctor
 from milkrun_engine.lock import DataDirInUse, DataDirLock
 from milkrun_engine.settings import EngineSettings
 
 commands = typer.Typer(no_args_is_help=True, help="Run Milkrun's engine.")
+commands.command()(backup)
+commands.command()(restore)
+commands.command()(doctor)
 _STOP_SECONDS = 45.0
 DataDir = Annotated[
     Path | None, typer.Option("--data-dir", help="Ledger, blobs, models and logs. [default: the user's data folder]")

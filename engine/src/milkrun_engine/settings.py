@@ -89,14 +89,25 @@ class EngineSettings:
         return self.pool or DEFAULT_POOL.get(self.replica, "local")
 
     @property
+    def ledger(self) -> Path | str:
+        """Where the ledger is, as `Store` takes it."""
+        return self.database_url or self.data_dir / "milkrun.db"
+
+    @property
+    def blobs(self) -> Path:
+        """The folder of inputs and results."""
+        return self.blob_dir or self.data_dir / "blobs"
+
+    @property
     def calls_private(self) -> bool:
         """Callbacks to private addresses: as given, or if only this host's own users reach the engine."""
         if self.callback_private is not None:
             return self.callback_private
-        return self.is_local or _is_loopback(self.host)
+        return self.is_local or is_loopback(self.host)
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether an address is this host's own, which nobody else reaches."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

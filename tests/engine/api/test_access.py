@@ -24,6 +24,12 @@ def a_request(method: str, path: str, job_id: str, file_id: str, cursor: str) ->
             request |= {"json": {"input": {"file_id": file_id}}}
         case "POST", "/api/jobs/cancel":
             request |= {"json": {"labels": {"team": "a"}}}
+        case "POST", "/api/callbacks/replay":
+            request |= {"json": {"receiver": "http://a.test"}}
+        case "POST", "/api/callbacks/rotate":
+            request |= {"json": {"old": "whsec_" + "a" * 32, "new": "whsec_" + "b" * 32}}
+        case "GET", "/api/callbacks":
+            request |= {"params": {"before": "callback_never"}}
         case "POST", "/api/jobs/attach":
             request |= {"json": {"idempotency_key": f"key of {job_id}"}}
         case "GET", "/api/jobs":

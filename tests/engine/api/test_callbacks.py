@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from fix_api import KEY, Api, serve
-from standardwebhooks import Webhook
+from standardwebhooks import Webhook, WebhookVerificationError
 from stories.receiver import Receiver, Reply
 
 from milkrun_engine.serve import _stop_when_idle
@@ -144,3 +144,89 @@ async def test_an_idle_engine_does_not_wait_for_hours(tmp_path: Path) -> None:
         assert 1 == await api.engine.service.undelivered()
         api.engine.store.callbacks.mark(due.id, "pending", "in a test", 7_200.0)
         assert 0 == await api.engine.service.undelivered()
+
+
+NEW_SECRET = "whsec_YW5vdGhlciBzZWNyZXQgb2YgdGhlIHRlc3QgOg=="
+
+
+async def given_up(api: Api, url: str, **facts: Any) -> dict[str, Any]:
+    """A job whose callback nobody took, in the list."""
+    submitted = await api.submit([3], callback={"url": url, "secret": SECRET, "headers": HEADERS, **facts})
+    api.world.prepare()
+    job_id = submitted["job"]["id"]
+    [due] = [due for due in api.engine.store.callbacks.due(9) if due.job_id == job_id]
+    api.engine.store.callbacks.mark(due.id, "given_up", "it answered 500")
+    listed = (await api.mine.get("/api/callbacks", params={"state": "given_up"})).json()["callbacks"]
+    return next(callback for callback in listed if callback["job_id"] == job_id)
+
+
+async def test_what_was_given_up_is_listed_and_sent_again(api: Api) -> None:
+    with Receiver() as receiver:
+        listed = await given_up(api, f"{receiver.url}/canary")
+        assert (receiver.url, 1, "it answered 500", "generic") == (
+            listed["receiver"], listed["attempts"], listed["last_error"], listed["kind"]
+        )  # fmt: skip
+        assert listed["next_attempt_at"] is None
+        again = (await api.mine.post(f"/api/callbacks/{listed['id']}/replay")).json()
+        assert ("pending", 0) == (again["state"], again["attempts"])
+        assert again["next_attempt_at"] is not None
+        await api.engine.leadership.crew.callbacks.run_once()
+        [heard] = await asyncio.to_thread(receiver.wait, 1)
+        assert listed["id"] == heard.headers["webhook-id"]
+        Webhook(SECRET).verify(heard.body, heard.headers)
+        while api.world.store.callbacks.page(api.world.tenant, limit=1)[0].state != "delivered":
+            await asyncio.sleep(0.01)
+        refused = await api.mine.post(f"/api/callbacks/{listed['id']}/replay")
+        assert (409, "callback_delivered") == (refused.status_code, refused.json()["code"])
+        told = json.dumps([listed, again]) + refused.text
+        assert [] == [word for word in ("canary", "whsec") if word in told]
+
+
+async def test_all_of_a_receiver_are_sent_again(api: Api) -> None:
+    first = await given_up(api, "http://127.0.0.1:9/a")
+    await given_up(api, "http://127.0.0.1:9/b")
+    await given_up(api, "http://127.0.0.1:10/")
+    answer = await api.mine.post("/api/callbacks/replay", json={"receiver": first["receiver"]})
+    assert {"callbacks": 2} == answer.json()
+    assert 404 == (await api.other.post(f"/api/callbacks/{first['id']}/replay")).status_code
+    assert {"callbacks": 0} == (await api.other.post("/api/callbacks/replay", json={"receiver": "x"})).json()
+
+
+async def test_during_a_rotation_either_secret_verifies(api: Api) -> None:
+    """A receiver of the standard's own library takes the message with the old secret alone and with the new one."""
+    with Receiver() as receiver:
+        await api.submit([3], callback={"url": receiver.url, "secret": SECRET})
+        answer = await api.mine.post("/api/callbacks/rotate", json={"old": SECRET, "new": NEW_SECRET})
+        assert {"jobs": 1} == answer.json()
+        await api.submit([3], callback={"url": receiver.url, "secret": [NEW_SECRET, SECRET]})
+        api.world.prepare()
+        await api.engine.leadership.crew.callbacks.run_once()
+        for heard in await asyncio.to_thread(receiver.wait, 2):
+            for secret in (SECRET, NEW_SECRET):
+                assert "job.succeeded" == Webhook(secret).verify(heard.body, heard.headers)["type"]
+            with pytest.raises(WebhookVerificationError):
+                Webhook("whsec_" + "YQ==".rjust(32, "Q")).verify(heard.body, heard.headers)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("rotate", {"old": "canary", "new": NEW_SECRET}),
+        ("rotate", {"old": SECRET, "new": "whsec_canary"}),
+        ("rotate", {"old": SECRET}),
+        ("replay", {"receiver": ""}),
+    ],
+)
+async def test_what_is_no_secret_is_refused_and_not_quoted(api: Api, path: str, body: dict[str, Any]) -> None:
+    answer = await api.mine.post(f"/api/callbacks/{path}", json=body)
+    assert (422, "invalid_request") == (answer.status_code, answer.json()["code"])
+    assert [] == [word for word in ("canary", SECRET, NEW_SECRET) if word in answer.text]
+
+
+@pytest.mark.parametrize("secret", [[], [SECRET] * 4, [SECRET, "canary"], {"canary": "x"}])
+async def test_up_to_three_secrets_may_sign(api: Api, secret: Any) -> None:
+    body = {"rows": ["a"], "callback": {"url": "http://127.0.0.1:9/", "secret": secret}}
+    answer = await api.mine.post("/api/jobs", json=body)
+    assert (422, "invalid_request") == (answer.status_code, answer.json()["code"])
+    assert "callback.secret" in answer.json()["detail"]
+    assert "canary" not in answer.text

@@ -101,6 +101,9 @@ class Bench:
     def settled(self, work: ChunkWork) -> None:
         """Nobody commits here."""
 
+    def died(self, suspects: int) -> None:
+        """Nobody counts here."""
+
     async def suspect(self, _work: ChunkWork, _suspects: dict[int, Suspicion]) -> bool:
         self.reasons.append(self.breaker.reason)
         return True

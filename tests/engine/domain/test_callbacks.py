@@ -12,7 +12,7 @@ from milkrun_engine.domain.callbacks import Attempt, DueCallback, next_delay
 
 DUE = DueCallback(
     id="callback_1", job_id="job_1", receiver="http://a.test", attempts=0, age_seconds=0, kind=CallbackKind.generic,
-    url="http://a.test", secret=None, headers={}, status=JobStatus.succeeded, finished_at=0, labels={}, rows_total=1,
+    url="http://a.test", secrets=(), headers={}, status=JobStatus.succeeded, finished_at=0, labels={}, rows_total=1,
     rows_succeeded=1, rows_failed=0,
 )  # fmt: skip
 RESUME = replace(DUE, kind=CallbackKind.prefect_resume)

@@ -8,9 +8,8 @@ import pytest
 from fix_store import World
 from sqlalchemy import select
 
-from milkrun.status import JobStatus, Reuse
-from milkrun_engine.domain.callbacks import CallbackState
-from milkrun_engine.domain.errors import StaleClaim
+from milkrun.status import CallbackState, JobStatus, Reuse
+from milkrun_engine.domain.errors import CallbackDelivered, NotFound, StaleClaim
 from milkrun_engine.domain.jobs import NewJob
 from milkrun_engine.store.schema import callbacks, jobs
 
@@ -132,3 +131,87 @@ def test_no_repr_shows_what_is_secret(world: World) -> None:
     shown = repr(job) + repr(world.store.callbacks.due(1))
     for word in ("whsec_", "Bearer of", "in_the_url"):
         assert word not in shown
+
+
+def given_up(world: World, url: str = "http://one.test/", error: str | None = "it answered 500") -> str:
+    """A job whose callback was given up; returns the callback's id."""
+    job_id = world.prepared([None], callback={**CALLBACK, "url": url})
+    [callback_id] = [row.id for row in outbox(world) if row.job_id == job_id]
+    world.store.callbacks.mark(callback_id, CallbackState.given_up, error)
+    return str(callback_id)
+
+
+def test_the_list_has_pages_and_states_and_no_secrets(world: World) -> None:
+    ids = []
+    for _ in range(3):
+        ids.append(given_up(world))
+        world.advance(1)
+    world.prepared([None], callback=CALLBACK)
+    page = world.store.callbacks.page
+    some = page(world.tenant, limit=2, state=CallbackState.given_up)
+    assert ids[:0:-1] == [record.id for record in some]
+    assert [ids[0]] == [record.id for record in page(world.tenant, limit=2, before=ids[1])]
+    assert 4 == len(page(world.tenant, limit=9))
+    first = some[0]
+    assert ("http://one.test", "generic", 1, "it answered 500") == (
+        first.receiver, first.kind, first.attempts, first.last_error,
+    )  # fmt: skip
+    shown = repr(page(world.tenant, limit=9))
+    assert [] == [word for word in ("whsec_", "Bearer", "in_the_url") if word in shown]
+    world.store.tenants.ensure("other")
+    assert [] == page("other", limit=9)
+    with pytest.raises(NotFound):
+        page("other", limit=9, before=ids[0])
+
+
+def test_a_replay_is_due_at_once_with_all_its_attempts(world: World) -> None:
+    callback_id = given_up(world)
+    world.advance(90_000)
+    assert [] == world.store.callbacks.due(9)
+    record = world.store.callbacks.replay(world.tenant, callback_id)
+    assert (CallbackState.pending, 0) == (record.state, record.attempts)
+    [due] = world.store.callbacks.due(9)
+    assert (callback_id, 0, (CALLBACK["secret"],)) == (due.id, due.attempts, due.secrets)
+    world.store.callbacks.mark(callback_id, CallbackState.delivered, None)
+    with pytest.raises(CallbackDelivered):
+        world.store.callbacks.replay(world.tenant, callback_id)
+    assert world.store.callbacks.page(world.tenant, limit=1)[0].kind is None
+
+
+def test_a_replay_is_its_tenants_own(world: World) -> None:
+    callback_id = given_up(world)
+    world.store.tenants.ensure("other")
+    with pytest.raises(NotFound):
+        world.store.callbacks.replay("other", callback_id)
+    assert 0 == world.store.callbacks.replay_all("other", "http://one.test")
+    assert [] == world.store.callbacks.due(9)
+
+
+def test_all_of_one_receiver_are_replayed(world: World) -> None:
+    mine = {given_up(world), given_up(world, "http://one.test/other/path")}
+    given_up(world, "http://two.test/")
+    delivered = given_up(world)
+    world.store.callbacks.replay(world.tenant, delivered)
+    world.store.callbacks.mark(delivered, CallbackState.delivered, None)
+    assert 2 == world.store.callbacks.replay_all(world.tenant, "http://one.test")
+    assert mine == {due.id for due in world.store.callbacks.due(9)}
+
+
+def test_rotation_adds_a_secret_to_what_is_not_delivered(world: World) -> None:
+    old, new = CALLBACK["secret"], "whsec_of_the_new_one"
+    given_up(world)
+    running = world.prepared(8, callback=CALLBACK)
+    both = world.prepared(8, callback={**CALLBACK, "secret": ["whsec_1", old, "whsec_2"]})
+    unsigned = world.prepared(8, callback={**CALLBACK, "secret": None})
+    foreign = world.prepared(8, callback={**CALLBACK, "secret": "whsec_foreign"})
+    world.store.tenants.ensure("other")
+    assert 0 == world.store.callbacks.rotate("other", old, new)
+    assert 3 == world.store.callbacks.rotate(world.tenant, old, new)
+    assert 0 == world.store.callbacks.rotate(world.tenant, old, new), "a repeat changes nothing"
+    world.run()
+    secrets = {due.job_id: due.secrets for due in world.store.callbacks.due(9)}
+    assert {
+        running: (new, old), both: (new, old, "whsec_1"), unsigned: (), foreign: ("whsec_foreign",)
+    } == secrets  # fmt: skip
+    assert 1 == world.store.callbacks.replay_all(world.tenant, "http://one.test")
+    assert 4 == sum(due.secrets[:2] == (new, old) for due in world.store.callbacks.due(9)) + 1

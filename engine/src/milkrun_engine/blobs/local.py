@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from milkrun_engine.blobs.files import FileSystem
+from milkrun_engine.blobs.marks import MARKS
 from milkrun_engine.domain.errors import BlobCorrupt, DiskFull
 from milkrun_engine.failpoints import file_reached
 
@@ -112,5 +113,6 @@ class LocalBlobs:
         """Names of the blobs, unfinished ones too, that were written longer ago than this."""
         limit = time.time() - seconds
         for path in self.root.rglob("*"):
-            if path.is_file() and path.stat().st_mtime < limit:
-                yield str(path.relative_to(self.root))
+            name = str(path.relative_to(self.root))
+            if path.is_file() and path.stat().st_mtime < limit and name not in MARKS:
+                yield name

@@ -8,8 +8,9 @@ import asyncio
 import logging
 from collections import Counter
 
+from milkrun.status import CallbackState
 from milkrun_engine.dispatch.delivery import Sender
-from milkrun_engine.domain.callbacks import Attempt, CallbackState, DueCallback, next_delay
+from milkrun_engine.domain.callbacks import Attempt, DueCallback, next_delay
 from milkrun_engine.failpoints import Point, reached
 from milkrun_engine.service.signals import Signals, wait_event
 from milkrun_engine.service.threads import Threads

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Mapping
 
 from milkrun_engine.blobs.local import LocalBlobs
+from milkrun_engine.dispatch.agreement import DECLARED
 from milkrun_engine.dispatch.callbacks import Callbacks
 from milkrun_engine.dispatch.delivery import Sender
 from milkrun_engine.dispatch.dispatcher import Dispatcher
@@ -17,6 +18,7 @@ from milkrun_engine.domain.models import ModelSpec
 from milkrun_engine.failpoints import Point, reached
 from milkrun_engine.replicas.base import Pool
 from milkrun_engine.service.egress import Egress
+from milkrun_engine.service.metrics import Metrics
 from milkrun_engine.service.signals import Signals
 from milkrun_engine.service.threads import Threads
 from milkrun_engine.store import Store
@@ -51,6 +53,7 @@ class Crew:
         models: dict[str, ModelSpec],
         pool: Pool,
         egress: Egress,
+        metrics: Metrics,
         give_up_seconds: float,
         silence_seconds: float,
     ) -> None:
@@ -67,13 +70,14 @@ class Crew:
             signals=signals,
             models=models,
             pool=pool,
+            metrics=metrics,
             give_up_seconds=give_up_seconds,
             silence_seconds=silence_seconds,
         )
         self.callbacks = Callbacks(store=store, threads=threads, signals=signals, sender=Sender(egress))
         self._preparer = Preparer(store=store, blobs=blobs, threads=threads, signals=signals, models=models)
         self._progress = Progress(store=store, threads=threads, signals=signals, recorder=self.dispatcher.recorder)
-        self._rescuer = Rescuer(store=store, threads=threads, signals=signals)
+        self._rescuer = Rescuer(store=store, threads=threads, signals=signals, metrics=metrics)
         self._expirer = Expirer(store=store, threads=threads, signals=signals)
         self._sweeper = Sweeper(store=store, blobs=blobs, threads=threads)
         self._tasks: list[asyncio.Task[None]] = []
@@ -88,6 +92,10 @@ class Crew:
         if not await self._threads.write(self._store.chunks.take_over, self._owner, self._term):
             raise PostLost(f"term {self._term} is over")
         for job in await self._threads.read(self._store.jobs.of_unknown_models, list(self._models)):
+            if self._store.database.is_shared:  # another engine may declare it, and this one's file be older
+                extra = {"action": "model_undeclared", "job_id": job.id}
+                log.warning("a job waits for an engine that declares its model", extra=extra)
+                continue
             message = "a model that the job needs is not declared any more; declare it and submit again"
             await self._threads.write(self._store.jobs.fail, job.id, job.epoch, "model_unavailable", message)
         await self.dispatcher.start()
@@ -123,6 +131,7 @@ class Crew:
                 "context_tokens": pool.context_tokens,
                 "rows_per_second": pool.rows_per_second,
                 "disk_full": disk_full,
+                DECLARED: pool.spec.fingerprint,
             }
             for name, pool in self.dispatcher.pools.items()
         }

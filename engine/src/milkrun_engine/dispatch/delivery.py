@@ -126,8 +126,9 @@ def headers(due: DueCallback) -> httpx.Headers:
     """The headers of an attempt made now: the caller's, and those of Standard Webhooks."""
     now = datetime.now(UTC)
     made = {"webhook-id": due.id, "webhook-timestamp": str(int(now.timestamp()))}
-    if due.secret is not None:
-        made["webhook-signature"] = Webhook(due.secret).sign(due.id, now, message(due).decode())
+    if due.secrets:
+        signatures = [Webhook(secret).sign(due.id, now, message(due).decode()) for secret in due.secrets]
+        made["webhook-signature"] = " ".join(signatures)
     return _merged({"Content-Type": "application/json"}, due.headers, made)
 
 

@@ -15,6 +15,7 @@ from milkrun_engine.domain.leases import HEARTBEAT_SECONDS
 from milkrun_engine.domain.models import ModelSpec
 from milkrun_engine.failpoints import Point, reached
 from milkrun_engine.replicas.base import Pool
+from milkrun_engine.service.metrics import Metrics
 from milkrun_engine.service.signals import Signals, wait_event
 from milkrun_engine.service.threads import Threads
 from milkrun_engine.store import Store
@@ -42,6 +43,7 @@ class Dispatcher:
         signals: Signals,
         models: dict[str, ModelSpec],
         pool: Pool,
+        metrics: Metrics,
         give_up_seconds: float,
         silence_seconds: float,
     ) -> None:
@@ -61,6 +63,7 @@ class Dispatcher:
                 threads=threads,
                 signals=signals,
                 recorder=self.recorder,
+                metrics=metrics,
                 give_up_seconds=give_up_seconds,
                 silence_seconds=silence_seconds,
             )

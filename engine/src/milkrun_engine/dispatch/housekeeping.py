@@ -8,6 +8,7 @@ import logging
 from milkrun_engine.blobs.local import LocalBlobs
 from milkrun_engine.dispatch.recorder import Recorder
 from milkrun_engine.service.leftovers import delete_unnamed
+from milkrun_engine.service.metrics import Metrics
 from milkrun_engine.service.signals import Signals
 from milkrun_engine.service.threads import Threads
 from milkrun_engine.store import Store
@@ -26,10 +27,11 @@ _REMEMBERED_SECONDS = 30 * 86_400.0  # a reader of the feed that was away for lo
 class Rescuer:
     """Gives back leases that ended without a renewal."""
 
-    def __init__(self, *, store: Store, threads: Threads, signals: Signals) -> None:
+    def __init__(self, *, store: Store, threads: Threads, signals: Signals, metrics: Metrics) -> None:
         self._store = store
         self._threads = threads
         self._signals = signals
+        self._metrics = metrics
 
     async def run_once(self) -> None:
         """Look once, after a pause."""
@@ -37,6 +39,7 @@ class Rescuer:
         if await self._threads.read(self._store.chunks.expired):
             count = await self._threads.write(self._store.chunks.rescue)
             log.warning("leases rescued", extra={"action": "leases_rescued", "count": count})
+            self._metrics.rescued(count)
             self._signals.to_dispatch.set()
 
 

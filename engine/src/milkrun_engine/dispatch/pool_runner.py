@@ -23,6 +23,7 @@ from milkrun_engine.domain.models import ModelSpec
 from milkrun_engine.domain.planning import CHUNK_ROWS_MAX, WINDOW_BYTES
 from milkrun_engine.failpoints import Point, reached
 from milkrun_engine.replicas.base import Pool
+from milkrun_engine.service.metrics import Metrics
 from milkrun_engine.service.signals import Signals, wait_event
 from milkrun_engine.service.threads import Threads
 from milkrun_engine.store import Store
@@ -55,6 +56,7 @@ class PoolRunner:
         threads: Threads,
         signals: Signals,
         recorder: Recorder,
+        metrics: Metrics,
         give_up_seconds: float,
         silence_seconds: float,
     ) -> None:
@@ -66,6 +68,7 @@ class PoolRunner:
         self._threads = threads
         self._signals = signals
         self._recorder = recorder
+        self._metrics = metrics
         self._breaker = Breaker(give_up_seconds)
         self._rate = Rate()
         self._silence_seconds = silence_seconds
@@ -240,6 +243,10 @@ class PoolRunner:
             del self.works[work.lease.chunk_id]
             self._committing.add(work)
             self._spawn(self._commit(work))
+
+    def died(self, suspects: int) -> None:
+        """Count a death; see `RunnerHost`."""
+        self._metrics.died(self.spec.name, suspects)
 
     async def _commit(self, work: ChunkWork) -> None:
         try:

@@ -55,6 +55,9 @@ class Preparer:
         if work is None:
             await wait_event(self._signals.to_prepare, _SAFETY_SECONDS)
             return
+        if work.model not in self._models:  # of an engine whose file is newer: it waits for that one
+            self._postponed[work.job_id] = time.monotonic() + _SAFETY_SECONDS
+            return
         try:
             window = await self._threads.prepare(self._cut, work)
         except InputUnreadable as error:
@@ -68,6 +71,9 @@ class Preparer:
             log.exception("preparation failed", extra={"action": "prepare_failed", "job_id": work.job_id})
             await self._fail(work, "internal", f"the engine could not prepare the input ({type(error).__name__})")
             return
+        await self._commit(work, window)
+
+    async def _commit(self, work: Preparation, window: NewWindow) -> None:
         try:
             recorded = await self._threads.write(self._store.jobs.commit_window, work, window)
         except OutcomeUnknown:  # the next round reads how far the job is; the sweeper deletes what it did not take

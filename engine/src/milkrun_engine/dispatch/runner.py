@@ -48,6 +48,10 @@ class RunnerHost(Protocol):
         """Rows of a chunk have got their outcomes."""
         ...
 
+    def died(self, suspects: int) -> None:
+        """A replica died with so many rows in flight."""
+        ...
+
 
 @dataclass(eq=False, slots=True)
 class _InFlight:
@@ -254,6 +258,7 @@ class ReplicaRunner:
         log.warning(
             "replica died", extra={"action": "replica_died", "pool": self._spec.name, "rows": rows, "reason": reason}
         )
+        self._host.died(rows)
         if not alone:
             self._breaker.failed(reason)
         groups = [(flight.work, sorted(flight.open)) for flight in reversed(flights)]

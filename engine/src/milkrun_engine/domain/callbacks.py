@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from milkrun.status import CallbackKind, JobStatus
+from milkrun.status import CallbackKind, CallbackState, JobStatus
 
 _MINUTE, _HOUR = 60.0, 3_600.0
 #: of a generic one: ten attempts over about 75 hours, as Standard Webhooks advises
@@ -19,14 +19,7 @@ _RESUME_STEPS = (1.0, 2.0, 5.0, 10.0, 30.0, _MINUTE, 2 * _MINUTE, 5 * _MINUTE)
 _SUSPENDING_STEPS = (1.0, 2.0, 2.0, 3.0, 5.0, 5.0, 10.0, 10.0, 30.0, _MINUTE)
 _RESUME_SPAN = 75 * _HOUR
 _JITTER = 0.1
-
-
-class CallbackState(StrEnum):
-    """Where a callback stands."""
-
-    pending = "pending"  #: the callback duty sends it when it is due
-    delivered = "delivered"  #: the receiver took it
-    given_up = "given_up"  #: the receiver wants none, or did not take it for too long
+MAX_SECRETS = 3
 
 
 class Attempt(StrEnum):
@@ -49,7 +42,7 @@ class DueCallback:
     age_seconds: float  #: since the job's end
     kind: CallbackKind
     url: str = field(repr=False)
-    secret: str | None = field(repr=False)
+    secrets: tuple[str, ...] = field(repr=False)  #: each signs
     headers: dict[str, str] = field(repr=False)
     status: JobStatus  #: how the job ended; the rest are facts of that end
     finished_at: float
@@ -57,6 +50,36 @@ class DueCallback:
     rows_total: int | None
     rows_succeeded: int
     rows_failed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallbackRecord:
+    """A callback as a person sees it: nothing of it is secret. Times in seconds on the database's clock."""
+
+    id: str
+    job_id: str
+    kind: CallbackKind | None  #: forgotten with its delivery
+    receiver: str
+    state: CallbackState
+    attempts: int
+    created_at: float
+    due_at: float
+    last_error: str | None
+
+
+def secrets_of(given: str | list[str] | None) -> tuple[str, ...]:
+    """The secrets of a callback, in whichever form it was submitted."""
+    if given is None:
+        return ()
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+def rotated(secrets: tuple[str, ...], old: str, new: str) -> tuple[str, ...]:
+    """The secrets that sign from now on: the new one first, the old one beside it, at most `MAX_SECRETS`."""
+    if old not in secrets or new in secrets:
+        return secrets
+    others = [secret for secret in secrets if secret != old]
+    return (new, old, *others)[:MAX_SECRETS]
 
 
 def next_delay(due: DueCallback, attempt: Attempt) -> float | None:

@@ -71,6 +71,12 @@ class AlreadyEnded(EngineError):
     code = "already_ended"
 
 
+class CallbackDelivered(EngineError):
+    """The callback was delivered, and what it was made of is forgotten."""
+
+    code = "callback_delivered"
+
+
 class CursorLost(EngineError):
     """The change feed does not know the cursor: read the jobs by id and start from a new one."""
 

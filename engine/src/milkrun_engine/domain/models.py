@@ -2,7 +2,9 @@
 A model as the operator declares it, once, in `models.yaml`.
 """
 
-from dataclasses import dataclass, field
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from milkrun.status import JobKind
@@ -34,3 +36,9 @@ class ModelSpec:
     replicas: int = 1
     tokens_per_second: int = 2_000
     idle_seconds: float = 600.0
+
+    @property
+    def fingerprint(self) -> str:
+        """Differs when anything in the declaration does."""
+        declared = json.dumps(asdict(self), sort_keys=True, default=str)
+        return hashlib.sha256(declared.encode()).hexdigest()[:16]

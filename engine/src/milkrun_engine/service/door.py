@@ -10,6 +10,7 @@ from milkrun.status import CallbackKind, InputFormat, JobKind, RowErrorCode
 from milkrun.wire import Callback, JobSpec
 from milkrun_engine.blobs import inputs
 from milkrun_engine.domain import sampling
+from milkrun_engine.domain.callbacks import secrets_of
 from milkrun_engine.domain.errors import InputUnreadable, InvalidRequest, MissingColumn, UnknownModel
 from milkrun_engine.domain.models import ModelSpec
 from milkrun_engine.domain.rows import TEXT_COLUMN, RefusedRow, RowReader
@@ -51,8 +52,8 @@ def check_callback(callback: Callback) -> None:
     Raises:
         InvalidRequest: its secret, a header or its path can't be used.
     """
-    if callback.secret is not None and not _SECRET.fullmatch(callback.secret):
-        raise InvalidRequest("callback.secret is not `whsec_` and base64 of 24 bytes or more")
+    for secret in secrets_of(callback.secret):
+        check_secret(secret, "callback.secret")
     for name, value in callback.headers.items():
         if not _HEADER_NAME.fullmatch(name) or _OWN_HEADERS.fullmatch(name):
             raise InvalidRequest("callback.headers has a name that is no header, or one that the engine sets")
@@ -61,6 +62,17 @@ def check_callback(callback: Callback) -> None:
     path = callback.url.partition("?")[0].partition("#")[0]
     if callback.kind is CallbackKind.prefect_resume and not path.endswith("/resume"):
         raise InvalidRequest("callback.url of a prefect_resume is `{api}/flow_runs/{id}/resume`")
+
+
+def check_secret(secret: str, where: str) -> None:
+    """
+    Refuse what is no signing secret, without quoting it.
+
+    Raises:
+        InvalidRequest: naming where it stands.
+    """
+    if not _SECRET.fullmatch(secret):
+        raise InvalidRequest(f"{where} is not `whsec_` and base64 of 24 bytes or more")
 
 
 def check_spec(spec: JobSpec) -> None:

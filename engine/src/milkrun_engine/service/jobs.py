@@ -22,6 +22,7 @@ from milkrun_engine.failpoints import Point, reached
 from milkrun_engine.service import door
 from milkrun_engine.service.egress import Egress
 from milkrun_engine.service.leftovers import delete_unnamed
+from milkrun_engine.service.metrics import Metrics, counts_submits
 from milkrun_engine.service.signals import Signals
 from milkrun_engine.service.threads import Threads
 from milkrun_engine.service.views import PageLinks, job_view
@@ -56,6 +57,7 @@ class JobService:
         models: dict[str, ModelSpec],
         links: PageLinks,
         egress: Egress,
+        metrics: Metrics,
         waiting_reason: Callable[[str], str | None],
         rows_per_second: Callable[[str], float | None],
     ) -> None:
@@ -66,6 +68,7 @@ class JobService:
         self._models = models
         self._links = links
         self._egress = egress
+        self._metrics = metrics
         self._waiting_reason = waiting_reason
         self._rows_per_second = rows_per_second
         self._stopping = asyncio.Event()
@@ -112,6 +115,7 @@ class JobService:
             raise
         await self._threads.files(creating.__exit__, None, None, None)
 
+    @counts_submits
     async def submit(self, tenant_id: str, request: SubmitRequest) -> Submitted:
         """
         Accept a job, or find the one that its key already has; durable when this returns.
@@ -317,7 +321,8 @@ class JobService:
     async def _wait(self, change: asyncio.Event, seconds: float) -> None:
         waits = [asyncio.create_task(event.wait()) for event in (change, self._stopping)]
         try:
-            await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            with self._metrics.feed_waiters.track_inprogress():
+                await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for wait in waits:
                 wait.cancel()

@@ -6,6 +6,7 @@ preparer has a thread of its own, because a large input keeps it busy.
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
@@ -15,9 +16,15 @@ T = TypeVar("T")
 
 
 class Threads:
-    """The engine's threads, by what they do."""
+    """
+    The engine's threads, by what they do.
 
-    def __init__(self) -> None:
+    Args:
+        wrote: is told the seconds of each write, its wait for the writer included.
+    """
+
+    def __init__(self, wrote: Callable[[float], object] = lambda _seconds: None) -> None:
+        self._wrote = wrote
         self._writer = ThreadPoolExecutor(1, "ledger-writer")
         self._readers = ThreadPoolExecutor(4, "ledger-reader")
         self._files = ThreadPoolExecutor(4, "files")
@@ -26,7 +33,11 @@ class Threads:
 
     async def write(self, verb: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a verb of the ledger that writes."""
-        return await _run(self._writer, verb, *args, **kwargs)
+        began = time.monotonic()
+        try:
+            return await _run(self._writer, verb, *args, **kwargs)
+        finally:
+            self._wrote(time.monotonic() - began)
 
     async def read(self, verb: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a verb of the ledger that only reads."""

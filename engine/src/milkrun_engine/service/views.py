@@ -56,11 +56,11 @@ def job_view(record: JobRecord, links: PageLinks, *, waiting_reason: str | None 
         idempotency_key=record.idempotency_key,
         input_hash=record.input_hash,
         retry_of=record.retry_of,
-        expires_at=_instant(record.expires_at) if record.expires_at is not None else None,
+        expires_at=instant(record.expires_at) if record.expires_at is not None else None,
         abort_after_failed_rows=record.abort_after_failed_rows,
-        created_at=_instant(record.created_at),
-        started_at=_instant(record.started_at) if record.started_at is not None else None,
-        finished_at=_instant(record.finished_at) if record.finished_at is not None else None,
+        created_at=instant(record.created_at),
+        started_at=instant(record.started_at) if record.started_at is not None else None,
+        finished_at=instant(record.finished_at) if record.finished_at is not None else None,
         rows_total=record.rows_total,
         rows_read=record.rows_read,
         rows_succeeded=record.rows_succeeded,
@@ -94,5 +94,6 @@ def _failure(record: JobRecord) -> JobFailure | None:
     return JobFailure(code=record.failure_code, message=record.failure_message or "")
 
 
-def _instant(seconds: float) -> datetime:
+def instant(seconds: float) -> datetime:
+    """A time of the ledger as callers see it."""
     return datetime.fromtimestamp(seconds, UTC)

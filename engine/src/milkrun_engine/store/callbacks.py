@@ -7,10 +7,11 @@ A row is sent when it is due and marked afterwards: at least once, under one id.
 from collections.abc import Collection
 from urllib.parse import urlsplit
 
-from sqlalchemy import ColumnElement, Connection, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, and_, func, insert, or_, select, update
 
-from milkrun.status import CallbackKind, JobStatus
-from milkrun_engine.domain.callbacks import CallbackState, DueCallback
+from milkrun.status import CallbackKind, CallbackState, JobStatus
+from milkrun_engine.domain.callbacks import CallbackRecord, DueCallback, rotated, secrets_of
+from milkrun_engine.domain.errors import CallbackDelivered, NotFound
 from milkrun_engine.domain.ids import new_id
 from milkrun_engine.store.database import Database, scalar, transaction
 from milkrun_engine.store.records import SqlRow
@@ -92,6 +93,111 @@ class Callbacks:
         with self._database.read() as connection:
             return connection.execute(query).scalar_one()
 
+    def page(
+        self, tenant_id: str, *, limit: int, before: str | None = None, state: CallbackState | None = None
+    ) -> list[CallbackRecord]:
+        """
+        List callbacks, newest first, those after callback `before` on the list.
+
+        Raises:
+            NotFound: this tenant has no callback `before`.
+        """
+        query = (
+            select(callbacks, jobs.c.callback)
+            .join_from(callbacks, jobs, jobs.c.id == callbacks.c.job_id)
+            .where(callbacks.c.tenant_id == tenant_id)
+            .order_by(callbacks.c.created_at.desc(), callbacks.c.id.desc())
+            .limit(limit)
+        )
+        if state is not None:
+            query = query.where(callbacks.c.state == state)
+        with self._database.read() as connection:
+            if before is not None:
+                at = _found(connection, tenant_id, before)
+                same = and_(callbacks.c.created_at == at.created_at, callbacks.c.id < at.id)
+                query = query.where(or_(callbacks.c.created_at < at.created_at, same))
+            return [_record(row) for row in connection.execute(query)]
+
+    @transaction
+    def replay(self, tenant_id: str, callback_id: str) -> CallbackRecord:
+        """
+        Let a callback be due now, with all its attempts before it.
+
+        Raises:
+            NotFound: this tenant has no such callback.
+            CallbackDelivered: it was delivered.
+        """
+        with self._database.write() as connection:
+            mine = (callbacks.c.tenant_id == tenant_id, callbacks.c.id == callback_id)
+            if not self._replay(connection, *mine):
+                _found(connection, tenant_id, callback_id)
+                raise CallbackDelivered(f"callback {callback_id} was delivered; what it was made of is forgotten")
+            return _record(_found(connection, tenant_id, callback_id))
+
+    @transaction
+    def replay_all(self, tenant_id: str, receiver: str) -> int:
+        """Let all callbacks that were given up on a receiver be due now; returns how many."""
+        given_up = callbacks.c.state == CallbackState.given_up
+        with self._database.write() as connection:
+            return self._replay(
+                connection, given_up, callbacks.c.tenant_id == tenant_id, callbacks.c.receiver == receiver
+            )
+
+    def _replay(self, connection: Connection, *matching: ColumnElement[bool]) -> int:
+        changed = connection.execute(
+            update(callbacks)
+            .where(*matching, callbacks.c.state != CallbackState.delivered)
+            .values(state=CallbackState.pending, attempts=0, due_at=self._database.now)
+        )
+        return changed.rowcount
+
+    @transaction
+    def rotate(self, tenant_id: str, old: str, new: str) -> int:
+        """
+        Let what signs with the old secret sign with the new one as well; returns how many jobs' callbacks changed.
+
+        That is every callback which is not delivered, of jobs that run and of jobs that ended.
+        """
+        mine = (jobs.c.tenant_id == tenant_id, jobs.c.callback.is_not(None))
+        with self._database.write() as connection:
+            found = connection.execute(
+                select(jobs.c.id, jobs.c.callback).where(*mine).order_by(jobs.c.id).with_for_update()
+            ).all()
+            changed = 0
+            for job in found:
+                before = secrets_of(job.callback.get("secret"))
+                after = rotated(before, old, new)
+                if after != before:
+                    callback = {**job.callback, "secret": list(after)}
+                    connection.execute(update(jobs).where(jobs.c.id == job.id).values(callback=callback))
+                    changed += 1
+            return changed
+
+
+def _found(connection: Connection, tenant_id: str, callback_id: str) -> SqlRow:
+    row = connection.execute(
+        select(callbacks, jobs.c.callback)
+        .join_from(callbacks, jobs, jobs.c.id == callbacks.c.job_id)
+        .where(callbacks.c.tenant_id == tenant_id, callbacks.c.id == callback_id)
+    ).one_or_none()
+    if row is None:
+        raise NotFound(f"there is no callback {callback_id!r}")
+    return row
+
+
+def _record(row: SqlRow) -> CallbackRecord:
+    return CallbackRecord(
+        id=row.id,
+        job_id=row.job_id,
+        kind=CallbackKind(row.callback["kind"]) if row.callback is not None else None,
+        receiver=row.receiver,
+        state=CallbackState(row.state),
+        attempts=row.attempts,
+        created_at=row.created_at,
+        due_at=row.due_at,
+        last_error=row.last_error,
+    )
+
 
 def _due(row: SqlRow) -> DueCallback:
     # No pydantic here: its errors quote what they refuse, and that has secrets.
@@ -104,7 +210,7 @@ def _due(row: SqlRow) -> DueCallback:
         age_seconds=row.age,
         kind=CallbackKind(given["kind"]),
         url=given["url"],
-        secret=given.get("secret"),
+        secrets=secrets_of(given.get("secret")),
         headers=given.get("headers") or {},
         status=JobStatus(row.status),
         finished_at=row.finished_at,

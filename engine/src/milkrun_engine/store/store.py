@@ -14,7 +14,9 @@ from milkrun_engine.store.chunks import Chunks
 from milkrun_engine.store.controls import Controls
 from milkrun_engine.store.database import connect
 from milkrun_engine.store.feed import Feed
+from milkrun_engine.store.figures import Figures
 from milkrun_engine.store.input_files import InputFiles
+from milkrun_engine.store.installation import Installation
 from milkrun_engine.store.jobs import Jobs
 from milkrun_engine.store.migrations import migrate
 from milkrun_engine.store.posts import Posts
@@ -41,7 +43,9 @@ class Store:
         self.callbacks = Callbacks(self.database)
         self.input_files = InputFiles(self.database)
         self.tenants = Tenants(self.database)
+        self.installation = Installation(self.database, self.tenants)
         self.posts = Posts(self.database)
+        self.figures = Figures(self.database)
 
     def named_blobs(self, names: Sequence[str]) -> set[str]:
         """Which of these blobs some row of the ledger names."""

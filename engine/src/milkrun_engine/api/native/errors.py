@@ -29,6 +29,7 @@ STATUS: dict[type[errors.EngineError], int] = {
     errors.StaleClaim: 409,
     errors.NotEnded: 409,
     errors.AlreadyEnded: 409,
+    errors.CallbackDelivered: 409,
     errors.CursorLost: 410,
     errors.InputTooLarge: 413,
     errors.OutcomeUnknown: 503,
