@@ -28,6 +28,7 @@ from milkrun_engine.service.egress import Egress
 from milkrun_engine.service.jobs import JobService
 from milkrun_engine.service.relay import Relay
 from milkrun_engine.service.results import ResultReader
+from milkrun_engine.service.retries import JobRetries
 from milkrun_engine.service.signals import Signals
 from milkrun_engine.service.threads import Threads
 from milkrun_engine.service.views import PageLinks
@@ -111,7 +112,10 @@ class Engine:
             openapi_url="/api/openapi.json",
         )
         authenticator = Authenticator(self.store, self._threads)
-        app.include_router(routes.router(self.service, reader, self._threads, authenticator, self.models))
+        retries = JobRetries(
+            store=self.store, blobs=self._blobs, threads=self._threads, models=self._models, service=self.service
+        )
+        app.include_router(routes.router(self.service, retries, reader, self._threads, authenticator, self.models))
         app.include_router(pages.router(self.service, links, authenticator))
         errors.install(app)
         app.add_middleware(Limits, activity=self.activity)

@@ -59,6 +59,24 @@ class StaleClaim(EngineError):
     code = "stale_claim"
 
 
+class NotEnded(EngineError):
+    """The job is alive, and this is done to ended jobs only."""
+
+    code = "not_ended"
+
+
+class NothingToRetry(EngineError):
+    """Every row of the job has a result."""
+
+    code = "nothing_to_retry"
+
+
+class InputDeleted(EngineError):
+    """The job's input is not there any more, so that no row can run again."""
+
+    code = "input_deleted"
+
+
 class CursorLost(EngineError):
     """The change feed does not know the cursor: read the jobs by id and start from a new one."""
 

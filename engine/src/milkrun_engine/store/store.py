@@ -17,6 +17,7 @@ from milkrun_engine.store.input_files import InputFiles
 from milkrun_engine.store.jobs import Jobs
 from milkrun_engine.store.migrations import migrate
 from milkrun_engine.store.posts import Posts
+from milkrun_engine.store.retries import Retries
 from milkrun_engine.store.schema import chunks, input_files, jobs
 from milkrun_engine.store.tenants import Tenants
 
@@ -34,6 +35,7 @@ class Store:
         self.database = connect(place, clock_offset_seconds=clock_offset_seconds)
         migrate(self.database)
         self.jobs = Jobs(self.database)
+        self.retries = Retries(self.database)
         self.chunks = Chunks(self.database)
         self.feed = Feed(self.database)
         self.callbacks = Callbacks(self.database)

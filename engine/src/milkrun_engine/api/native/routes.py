@@ -20,6 +20,7 @@ from milkrun.wire import (
     ModelInfo,
     ModelList,
     Problem,
+    RetryRequest,
     SubmitRequest,
     Submitted,
 )
@@ -28,6 +29,7 @@ from milkrun_engine.domain.errors import InvalidRequest
 from milkrun_engine.service import exports
 from milkrun_engine.service.jobs import JobService
 from milkrun_engine.service.results import ResultReader
+from milkrun_engine.service.retries import JobRetries
 from milkrun_engine.service.threads import Threads
 
 MAX_WAIT_SECONDS = 60.0
@@ -38,6 +40,7 @@ Tenant: TypeAlias = Any  # what `Depends` makes has no public type
 
 def router(
     service: JobService,
+    retries: JobRetries,
     reader: ResultReader,
     threads: Threads,
     authenticator: Authenticator,
@@ -48,6 +51,7 @@ def router(
     tenant_of = Depends(authenticator)
     _add_submission(api, service, tenant_of)
     _add_jobs(api, service, tenant_of)
+    _add_retries(api, retries, tenant_of)
     _add_results(api, reader, threads, tenant_of)
 
     @api.get("/models", tags=["models"])
@@ -131,6 +135,27 @@ def _add_jobs(api: APIRouter, service: JobService, tenant_of: Tenant) -> None:
         return await service.changes(
             tenant, after=after, wait_seconds=wait, on=on, labels=_labels(request), limit=limit
         )
+
+
+def _add_retries(api: APIRouter, retries: JobRetries, tenant_of: Tenant) -> None:
+    @api.post(
+        "/jobs/{job_id}/retry",
+        status_code=201,
+        responses={200: {"model": Submitted, "description": "The job that does so already"}},
+        tags=["jobs"],
+    )
+    async def retry(
+        job_id: str, response: Response, tenant: Annotated[str, tenant_of], body: RetryRequest | None = None
+    ) -> Submitted:
+        """
+        Run only those rows of an ended job that have no result: a new job over the whole input.
+
+        It takes over the answers that are there (`rows_reused`; their tokens are not counted again) and the
+        idempotency key, so that its result is the whole table. While it runs, the same call finds it.
+        """
+        submitted = await retries.retry(tenant, job_id, body or RetryRequest())
+        response.status_code = 200 if submitted.reused else 201
+        return submitted
 
 
 def _add_results(api: APIRouter, reader: ResultReader, threads: Threads, tenant_of: Tenant) -> None:
