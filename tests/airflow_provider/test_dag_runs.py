@@ -142,6 +142,27 @@ def test_a_retry_finds_the_job_of_the_first_try(tmp_path, client):
     assert returned["label", -1]["job_id"] == Path(marker).read_text()
 
 
+def test_a_retry_after_too_many_failed_rows_runs_them_alone(client):
+    """The second try takes the good row over; here it then allows what failed again."""
+
+    class Allows(MilkrunInferOperator):
+        def _finish(self, context, engine, client, job):
+            self.max_failed_rows = context["ti"].try_number - 1
+            return super()._finish(context, engine, client, job)
+
+    with DAG("failed_rows", schedule=None) as dag:
+        Allows(
+            task_id="label", rows=["slow:1 a", "fail:timeout"], max_failed_rows=0, retries=1, retry_delay=timedelta(0)
+        )
+    state, tries, returned = run(dag)
+
+    assert (state, tries["label", -1]) == ("success", ("success", 2))
+    facts = returned["label", -1]
+    assert (facts["rows_reused"], facts["rows_succeeded"], facts["rows_failed"]) == (1, 1, 1)
+    parent = client.job(client.job(facts["job_id"]).rows_from)
+    assert (parent.status, parent.rows_failed) == ("succeeded", 1)
+
+
 def test_nothing_private_reaches_airflows_database(engine):
     """Neither rows, also of a template, nor prompts nor the key (a mapped task's constants are Airflow's: README)."""
     secret, replaced = "sdrow etavirp"[::-1], "PRI" + "VATE"  # Airflow stores this file, too

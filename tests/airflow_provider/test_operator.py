@@ -211,10 +211,51 @@ def test_an_output_without_a_known_format_sends_nothing(engine, attempt, client)
     assert client.jobs(labels={"run_id": context["ti"].run_id}) == []
 
 
-def test_too_many_failed_rows_fail_the_task_for_good(engine, attempt):
-    """A retry would find the same job."""
-    with pytest.raises(AirflowFailException, match="reuse='never'"):
-        run(lambda: an_infer(["fail:timeout", "b"], max_failed_rows=0), attempt())
+def test_after_too_many_failed_rows_the_next_attempt_runs_them_alone(engine, attempt, client):
+    """The task fails, and is left to its retries; the others' answers are taken over."""
+    context = attempt()
+    with pytest.raises(AirflowException, match="reuse='failed_rows'") as caught:
+        run(lambda: an_infer(["fail:timeout", "b"], max_failed_rows=0), context)
+
+    assert not isinstance(caught.value, AirflowFailException)
+    first = context["task_state_store"]["milkrun"]["job_id"]
+    with pytest.raises(AirflowException):
+        run(lambda: an_infer(["fail:timeout", "b"], max_failed_rows=0), context)
+    second = client.job(context["task_state_store"]["milkrun"]["job_id"])
+    assert (first, 1, 1) == (second.rows_from, second.rows_reused, second.rows_failed)
+
+
+def test_failed_rows_that_are_allowed_do_not_run_again(engine, attempt):
+    """An attempt that finds them, as after a worker's death, collects the same job."""
+    first = run(lambda: an_infer(["fail:timeout", "b"], max_failed_rows=1), attempt())
+
+    assert first["job_id"] == an_infer(["fail:timeout", "b"], max_failed_rows=1).execute(attempt())["job_id"]
+    assert first["job_id"] == an_infer(["fail:timeout", "b"]).execute(attempt())["job_id"]
+
+
+@pytest.mark.parametrize("reuse", ["inputs_match", mr.Reuse.always])
+def test_where_a_retry_would_find_the_same_job_too_many_failed_rows_fail_the_task_for_good(engine, attempt, reuse):
+    """Trying again would end the same."""
+    with pytest.raises(AirflowFailException, match="a retry would find the same job"):
+        run(lambda: an_infer(["fail:timeout", "b"], max_failed_rows=0, reuse=reuse), attempt())
+
+
+def test_after_a_timeout_the_next_attempt_runs_what_is_left(engine, attempt, client):
+    """What the cancelled job has answered is taken over."""
+    rows = [f"row {number}" for number in range(16)] + ["slow:3 z"] * 8
+    context = attempt()
+    old = deferral(an_infer(rows), context).trigger.job_id
+    deadline = time.monotonic() + 30
+    while client.job(old).rows_succeeded < 8:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    client.cancel(old)
+    new = client.job(deferral(an_infer(rows), context).trigger.job_id)
+
+    assert old == new.rows_from
+    ended = client.wait(new.id, timeout=60)
+    assert ended.rows_reused >= 8
+    assert ended.rows_succeeded == 24
 
 
 def test_a_cancelled_job_fails_the_task_for_good(engine, attempt, client):

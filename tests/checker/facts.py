@@ -76,6 +76,14 @@ class Ledger:
     windows: Sequence[Window]
     chunks: Sequence[Chunk]
 
+    @property
+    def copied(self) -> frozenset[int]:
+        """The rows that a retry took over from its parent: committed without a lease, and not for being refused."""
+        if self.job["rows_from"] is None:
+            return frozenset()
+        born = [chunk for chunk in self.chunks if chunk.state == "committed" and chunk.attempts == 0]
+        return frozenset(row.index for chunk in born for row in chunk.results if row.status == "succeeded")
+
 
 @dataclass(frozen=True, slots=True)
 class Execution:

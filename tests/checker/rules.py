@@ -25,7 +25,8 @@ def violations(evidence: Evidence) -> list[str]:
     """What is wrong with a job that has ended; nothing, when it kept every promise."""
     rules: list[Callable[[Evidence], Iterator[str]]] = [
         rows_are_dense, rows_have_one_outcome, answers_are_right, counts_are_right, pages_are_the_ledger,
-        exports_are_pages, nothing_ran_after_its_commit, only_interrupted_work_was_redone, feed_moves_forward,
+        exports_are_pages, nothing_ran_after_its_commit, only_interrupted_work_was_redone, copied_rows_never_ran,
+        feed_moves_forward,
     ]  # fmt: skip
     found = [broken for rule in rules for broken in rule(evidence)]
     return found + ledger_violations(evidence.ledger)
@@ -82,14 +83,16 @@ def counts_are_right(evidence: Evidence) -> Iterator[str]:
     stopped = job["rows_cancelled"]
     decided = [row for row in evidence.rows if not stopped or row.code not in STOPPED_CODES]
     codes = Counter(row.code for row in decided if row.code is not None)
+    ran = [row for row in decided if row.index not in evidence.ledger.copied]
     found = {
         "rows_succeeded": sum(row.status == "succeeded" for row in decided),
         "rows_failed": sum(codes.values()),
         "rows_cancelled": len(evidence.rows) - len(decided),
+        "rows_reused": len(decided) - len(ran),
         "row_errors": dict(codes),
-        "prompt_tokens": sum(row.prompt_tokens for row in decided),
-        "cached_tokens": sum(row.cached_tokens for row in decided),
-        "completion_tokens": sum(row.completion_tokens for row in decided),
+        "prompt_tokens": sum(row.prompt_tokens for row in ran),
+        "cached_tokens": sum(row.cached_tokens for row in ran),
+        "completion_tokens": sum(row.completion_tokens for row in ran),
     }
     for name, value in found.items():
         told = counts[name] if name.endswith("tokens") else job[name]
@@ -163,6 +166,12 @@ def only_interrupted_work_was_redone(evidence: Evidence) -> Iterator[str]:
         yield f"{redone} rows ran again; the interrupted leases held {allowed}"
 
 
+def copied_rows_never_ran(evidence: Evidence) -> Iterator[str]:
+    """A row that a retry took over from its parent is not computed again."""
+    if again := sorted({run.index for run in evidence.executions or ()} & evidence.ledger.copied):
+        yield f"{len(again)} rows that were taken over from {evidence.job['rows_from']} ran, row {again[0]} among them"
+
+
 def rows_redone(evidence: Evidence) -> int:
     """How many executions there were beyond one a row."""
     return sum(count - 1 for count in Counter(run.index for run in evidence.executions or ()).values())
@@ -228,15 +237,16 @@ def files_are_whole(ledger: Ledger) -> Iterator[str]:
 
 
 def counts_are_the_fold(ledger: Ledger) -> Iterator[str]:
-    """A job's counts are those of its committed chunks, no more and no less."""
+    """A job's counts are those of its committed chunks, no more and no less; tokens those of what it ran."""
     rows = [row for chunk in ledger.chunks for row in _committed(chunk)]
+    ran = [row for row in rows if row.index not in ledger.copied]
     fold = {
         "rows_decided": len(rows),
         "rows_succeeded": sum(row.status == "succeeded" for row in rows),
         "rows_failed": sum(row.status == "failed" for row in rows),
-        "prompt_tokens": sum(row.prompt_tokens for row in rows),
-        "cached_tokens": sum(row.cached_tokens for row in rows),
-        "completion_tokens": sum(row.completion_tokens for row in rows),
+        "prompt_tokens": sum(row.prompt_tokens for row in ran),
+        "cached_tokens": sum(row.cached_tokens for row in ran),
+        "completion_tokens": sum(row.completion_tokens for row in ran),
     }
     for name, value in fold.items():
         if ledger.job[name] != value:

@@ -127,6 +127,49 @@ def test_each_wrong_is_named(right: Evidence, wrong: str) -> None:
     assert any(sentence in broken for broken in found), found
 
 
+@pytest.fixture(scope="module")
+def retried(tmp_path_factory: pytest.TempPathFactory) -> Evidence:
+    """The evidence of a retry, whose one failed row failed again."""
+    with Server(tmp_path_factory.mktemp("server")) as server, server.client() as client:
+        parent = client.infer(TEXTS)
+        client.wait(parent, timeout=60)
+        job_id = client.retry_failed(parent)
+        client.wait(job_id, timeout=60)
+        return server.evidence(job_id, echo_answers(TEXTS))
+
+
+def test_a_right_retry_has_no_violation(retried: Evidence) -> None:
+    """The one row ran; the others were taken over."""
+    assert [] == violations(retried)
+    assert [99] == [run.index for run in retried.executions or ()]
+    assert 299 == len(retried.ledger.copied)
+
+
+def _tokens_of_all(retried: Evidence) -> Evidence:
+    tokens = sum(row.prompt_tokens for row in retried.rows)
+    return replace(retried, ledger=replace(retried.ledger, job={**retried.ledger.job, "prompt_tokens": tokens}))
+
+
+def _ran_a_copy(retried: Evidence) -> Evidence:
+    assert retried.executions
+    return replace(retried, executions=[*retried.executions, replace(retried.executions[0], index=5)])
+
+
+@pytest.mark.parametrize(
+    ("tamper", "sentence"),
+    [
+        (_ran_a_copy, "1 rows that were taken over from job_"),
+        (_tokens_of_all, "the ledger counts prompt_tokens"),
+        (lambda retried: replace(retried, job={**retried.job, "rows_reused": 300}), "the API says rows_reused 300"),
+    ],
+)
+def test_each_wrong_of_a_retry_is_named(
+    retried: Evidence, tamper: Callable[[Evidence], Evidence], sentence: str
+) -> None:
+    """Evidence of a retry that was tampered with has a violation that says how."""
+    assert any(sentence in broken for broken in violations(tamper(retried)))
+
+
 def test_a_job_without_a_watcher_has_no_violation(right: Evidence) -> None:
     """Nobody who watched has missed nothing."""
     assert [] == violations(replace(right, sightings=[], cursors=[]))

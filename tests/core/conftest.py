@@ -73,6 +73,9 @@ class FakeEngine:
                 return self._answer(wire.Submitted(job=self.jobs["job_1"], claim=1, cursor="c0"), 201)
             case "POST", "api", "jobs", "attach" if "job_1" in self.jobs:
                 return self._answer(wire.Submitted(job=self.jobs["job_1"], claim=2, cursor="c0", reused=True))
+            case "POST", "api", "jobs", job_id, "retry" if job_id in self.jobs:
+                self.jobs["job_2"] = a_job(id="job_2", status="succeeded", rows_from=job_id, rows_done=3)
+                return self._answer(wire.Submitted(job=self.jobs["job_2"], claim=1, cursor="c0"), 201)
             case "GET", "api", "jobs":
                 return self._list(request.url.params)
             case "GET", "api", "changes":

@@ -85,6 +85,25 @@ def test_submit_can_wait_and_save(milkrun: Any, engine: Any, build: Any, tmp_pat
     assert (tmp_path / "o.csv").read_bytes() == b"index,output\n"
 
 
+def test_retry_prints_the_new_id_alone(milkrun: Any, engine: Any, build: Any) -> None:
+    engine.jobs["job_1"] = build.job(status="succeeded", rows_failed=1)
+    ran = milkrun("retry", "job_1", "--priority", "0", "--name", "n", "--label", "team=x")
+    assert (ran.code, ran.out, ran.err) == (0, "job_2\n", "")
+    sent = engine.sent(0)
+    assert ({"team": "x"}, 0, "n") == (sent["labels"], sent["priority"], sent["name"])
+    assert {"submission_id"} == set((milkrun("retry", "job_1"), engine.sent(-2))[1]), "all else is the ended job's"
+    assert "job_1" == json.loads(milkrun("retry", "job_1", "--json").out)["rows_from"]
+
+
+def test_retry_can_wait_and_save(milkrun: Any, engine: Any, build: Any, tmp_path: Path) -> None:
+    engine.jobs["job_1"] = build.job(status="succeeded", rows_failed=1)
+    engine.exports = {"csv": b"index,output\n"}
+    ran = milkrun("retry", "job_1", "-o", str(tmp_path / "o.csv"), "--json")
+    assert ran.code == 0, ran.err
+    assert "job_2" == json.loads(ran.out)["id"]
+    assert (tmp_path / "o.csv").read_bytes() == b"index,output\n"
+
+
 def test_a_job_that_ended_badly_is_exit_code_3(milkrun: Any, engine: Any, build: Any) -> None:
     engine.jobs["job_1"] = build.job(status="cancelled")
     ran = milkrun("wait", "job_1", "--json")

@@ -93,6 +93,68 @@ def test_a_file_is_sent_where_its_job_would_not_answer(
     assert ["/api/jobs/attach", "/api/files", "/api/jobs"] == engine.paths
 
 
+@pytest.mark.parametrize(("allowed", "sent"), [(None, False), (1, False), (0, True)])
+def test_a_file_is_sent_where_its_job_has_too_many_failed_rows(
+    call: Any, engine: Any, build: Any, tmp_path: Path, allowed: int | None, sent: bool
+) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(b'"a"\n')
+    engine.jobs["job_1"] = build.job(status="succeeded", rows_failed=1)
+    options = {"idempotency_key": "k", "reuse": "failed_rows", "max_failed_rows": allowed}
+    call.method("submit", str(tmp_path / "rows.jsonl"), **options)
+    assert ["/api/jobs/attach", *(["/api/files", "/api/jobs"] if sent else [])] == engine.paths
+    assert engine.sent(0)["input_hash"] is not None, "a job of other rows does not answer"
+
+
+def test_a_retry_of_failed_rows_carries_what_was_said(call: Any, engine: Any, build: Any) -> None:
+    engine.jobs["job_1"] = build.job(status="succeeded", rows_failed=1)
+    facts = {"name": "n", "labels": {"a": "b"}, "external_url": "https://a.test"}
+    callback = mr.Callback(url="https://receiver.test/")
+    assert "job_2" == call.method("retry_failed", "job_1", job_priority=0, callback=callback, **facts)
+    sent = engine.sent()
+    assert sent.pop("submission_id")
+    assert {"priority": 0, "callback": {"url": "https://receiver.test/"}, **facts} == sent
+    call.method("retry_failed", "job_1", labels={})
+    assert {"submission_id", "labels"} == set(engine.sent())
+
+
+def test_a_repeated_retry_is_the_same_call(call: Any, engine: Any, build: Any) -> None:
+    engine.jobs["job_1"] = build.job(status="succeeded", rows_failed=1)
+    engine.faults = [httpx.ReadTimeout("late")]
+    call.method("retry_failed", "job_1")
+    assert engine.requests[0].content == engine.requests[1].content
+
+
+def test_a_retry_knows_the_schema_of_the_job_that_it_goes_on_with(call: Any, engine: Any, build: Any) -> None:
+    call.method("infer", ["a"], output_schema=Verdict)
+    call.method("retry_failed", "job_1")
+    engine.rows = [build.row(0, '{"mood": "good"}')]
+    [row] = call.list(call.method("results", "job_2"))
+    assert Verdict(mood="good") == row.parsed
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"job_priority": 11}, "job_priority: "),
+        ({"external_url": "ftp://x"}, "external_url: "),
+        ({"name": 3}, "name: "),
+    ],
+)
+def test_a_wrong_argument_of_a_retry_is_told_by_its_name(call: Any, engine: Any, given: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        call.method("retry_failed", "job_1", **given)
+    assert [] == engine.requests
+
+
+@pytest.mark.parametrize("code", ["not_ended", "nothing_to_retry", "input_deleted"])
+def test_a_retry_that_is_refused_says_what_to_do(call: Any, engine: Any, build: Any, code: str) -> None:
+    engine.faults = [build.problem(409, code)]
+    with pytest.raises(mr.Conflict) as refused:
+        call.method("retry_failed", "job_1")
+    assert code == refused.value.code
+    assert str(refused.value).endswith(("cancel it.", "as they are.", "rows again."))
+
+
 def test_a_file_without_a_key_of_the_callers_own_is_sent_at_once(call: Any, engine: Any, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_bytes(b'"a"\n')
     call.method("submit", str(tmp_path / "rows.jsonl"))

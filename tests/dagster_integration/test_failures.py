@@ -44,7 +44,7 @@ def test_every_error_becomes_a_failure(kind: type[mr.MilkrunError]) -> None:
     elif issubclass(kind, mr.WaitTimeout | mr.JobError):
         facts = {"job": a_job()}
     failure = failures.failure(kind("what happened", **facts))
-    retried = kind.retryable or kind in {mr.WaitTimeout, mr.JobFailed, mr.JobExpired}
+    retried = kind.retryable or kind in {mr.WaitTimeout, mr.JobFailed, mr.JobExpired, mr.TooManyRowsFailed}
     assert (failure.description, failure.allow_retries) == ("what happened", retried)
     assert failure.metadata["milkrun/error"].value == kind.__name__
     if "job" in facts:
@@ -52,6 +52,12 @@ def test_every_error_becomes_a_failure(kind: type[mr.MilkrunError]) -> None:
         assert failure.metadata["milkrun/rows_failed"].value == 2
     if "code" in facts:
         assert failure.metadata["milkrun/code"].value == "busy"
+
+
+def test_too_many_failed_rows_are_not_tried_again_where_the_same_job_would_be_found() -> None:
+    error = mr.TooManyRowsFailed("what happened", job=a_job(status="succeeded"))
+    assert not failures.failure(error, same_job=True).allow_retries
+    assert failures.failure(mr.JobFailed("what happened", job=a_job()), same_job=True).allow_retries
 
 
 def test_a_retry_after_a_crash_right_after_the_submit_finds_the_job(

@@ -7,6 +7,8 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
+from dagster._core.definitions.job_base import InMemoryJob
+from dagster._core.execution.api import execute_run
 from dagster_polars import PolarsParquetIOManager
 
 import milkrun as mr
@@ -98,15 +100,47 @@ def test_the_check_alone_judges_the_last_materialization_without_a_job(tell: Any
     assert len(client.jobs(limit=None)) == before
 
 
-def test_more_failed_rows_than_allowed_fail_the_run_for_good(tell: Any) -> None:
-    """The job succeeded; trying again would find the same job, so that no retry is made."""
+def test_after_more_failed_rows_than_allowed_a_retry_runs_them_alone(tell: Any, client: mr.Milkrun) -> None:
+    """The step's retry submits the failed row; a second run for the new job follows, and fails as the first did."""
+    retry = dg.RetryPolicy(max_retries=1)
+    story = tell([build_milkrun_asset(as_list, name="again", column="text", max_failed_rows=0, retry_policy=retry)])
+    story.ended(story.run("again"), "again")
+    (request,) = story.tick()
+    old = request.tags["milkrun/job_id"]
+    assert story.answer(request).success, "it submitted, and ends without output"
+    (new,) = [job for job in client.jobs(labels={"milkrun/asset": "again"}) if job.id != old]
+    ended = client.wait(new.id, timeout=60)
+    assert (old, old, 2, 1) == (ended.rows_from, ended.retry_of, ended.rows_reused, ended.rows_failed)
+    (request,) = story.tick()
+    assert new.id == request.tags["milkrun/job_id"]
+    assert story.last("again") is None
+
+
+def test_failed_rows_that_are_allowed_do_not_run_again(tell: Any, client: mr.Milkrun) -> None:
+    """A re-execution finds the job and materializes it."""
+    story = tell([build_milkrun_asset(as_list, name="lenient", column="text", max_failed_rows=1, mode="blocking")])
+    first = story.run("lenient", tags={"milkrun/mode": "blocking"})
+    job_def = story.defs.resolve_implicit_global_asset_job_def()
+    again = story.instance.create_run_for_job(
+        job_def,
+        tags={"milkrun/mode": "blocking"},
+        parent_run_id=first.run_id,
+        root_run_id=first.run_id,
+    )
+    assert execute_run(InMemoryJob(job_def), again, story.instance).success
+    assert 1 == len(client.jobs(labels={"milkrun/asset": "lenient"}))
+
+
+def test_where_a_retry_would_find_the_same_job_none_is_made(tell: Any) -> None:
+    """The job succeeded, and `reuse` says that it answers."""
     retry = dg.RetryPolicy(max_retries=2)
-    story = tell([build_milkrun_asset(as_list, name="strict", column="text", max_failed_rows=0, retry_policy=retry)])
+    options = {"column": "text", "max_failed_rows": 0, "retry_policy": retry, "reuse": "inputs_match"}
+    story = tell([build_milkrun_asset(as_list, name="strict", **options)])
     story.ended(story.run("strict"), "strict")
     (request,) = story.tick()
     result = story.answer(request, fails=True)
     (failed,) = [event for event in result.all_events if event.is_step_failure]
-    assert "reuse='never'" in failed.step_failure_data.user_failure_data.description
+    assert "reuse='failed_rows'" in failed.step_failure_data.user_failure_data.description
     assert failed.step_failure_data.user_failure_data.metadata["milkrun/rows_failed"].value == 1
     assert story.last("strict") is None
 
@@ -173,6 +207,6 @@ def test_unknown_options_and_forms_are_refused_at_once() -> None:
 
 def test_infer_options_are_those_of_the_client_less_what_the_asset_says_itself() -> None:
     """A new option of the client is offered here, or is named here as the asset's own."""
-    own = {"inputs", "data", "idempotency_key", "name", "description", "external_url"}
+    own = {"inputs", "data", "idempotency_key", "max_failed_rows", "name", "description", "external_url"}
     assert set(mr.SubmitOptions.__annotations__) - own == set(options.InferOptions.__annotations__)
     assert set(options.InferOptions.__annotations__) < set(Options.__annotations__)

@@ -207,6 +207,33 @@ def test_a_flow_that_is_retried_after_its_job_ended_badly_runs_it_again(
     assert 2 == len(set(seen))
 
 
+@pytest.mark.parametrize("retried", ["flow", "task"])
+def test_a_retry_after_too_many_failed_rows_runs_them_alone(
+    credentials: MilkrunCredentials, client: mr.Milkrun, retried: str
+) -> None:
+    """The answers that are there are taken over; where enough of the rows are good, nothing runs."""
+    options: Any = {"credentials": credentials, "timeout": WAIT}
+    seen: list[mr.Job] = []
+
+    def once() -> None:
+        try:
+            seen.append(client.job(infer(["fail: no", "fine"], **options, max_failed_rows=len(seen) // 2).job_id))
+        except mr.TooManyRowsFailed as error:
+            seen.append(error.job)
+            raise
+
+    step = task(retries=2)(once) if retried == "task" else once
+
+    @flow(retries=0 if retried == "task" else 2)
+    def strict() -> None:
+        step()
+
+    strict()
+    first, second, third = seen
+    assert (first.id, 1, 1) == (second.rows_from, second.rows_reused, second.rows_failed)
+    assert second.id == third.id
+
+
 def test_a_job_that_ended_badly_is_not_run_again_in_the_same_try(
     credentials: MilkrunCredentials, client: mr.Milkrun
 ) -> None:

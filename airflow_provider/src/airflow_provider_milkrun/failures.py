@@ -23,9 +23,8 @@ TABLE: Mapping[type[mr.MilkrunError], Failure] = {
     mr.EngineUnavailable: AirflowException,
     mr.UnexpectedResponse: AirflowException,  # a proxy's page: the engine is being replaced, most likely
     mr.WaitTimeout: AirflowException,
-    mr.JobError: AirflowException,  # a failed or expired job is not reused: a retry runs its rows again
+    mr.JobError: AirflowException,  # a retry runs the rows that have no result, those of too many failed rows as well
     mr.JobCancelled: AirflowFailException,  # somebody meant it
-    mr.TooManyRowsFailed: AirflowFailException,  # the job succeeded: a retry would find it, and fail again
 }
 
 

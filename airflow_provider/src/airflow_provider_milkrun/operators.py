@@ -37,16 +37,18 @@ class MilkrunSubmitOperator(BaseOperator):
     """
     Submits rows to a model and returns the job's id at once.
 
-    The task's retries, and the task cleared, find the same job; with other rows or options than before, the job
-    is replaced by a new one. `MilkrunJobSensor` waits for it.
+    The task's retries, and the task cleared, find the same job; where it failed, expired or was cancelled, a new one
+    runs only its rows without a result. With other rows or options than before, the job is replaced by a new one.
+    `MilkrunJobSensor` waits for it.
 
     Args:
         rows: a list of texts, of chat message lists or of dicts; another task's output; the path of a CSV, TSV,
             JSONL or Parquet file, here or in object storage; a text is a template for one of these. Rows
             themselves are never rendered as templates.
-        prompt, column, system_prompt, model, output_schema, sampling, key_column, kind, name, description, reuse:
+        prompt, column, system_prompt, model, output_schema, sampling, key_column, kind, name, description:
             as in `milkrun.SubmitOptions`. Prompts are not rendered as templates.
         job_priority: 0 to 10, smaller is sooner; the connection's, or 1.
+        reuse: `failed_rows` by default; `inputs_match` runs all rows of such a job again.
         labels: beside `dag_id`, `task_id`, `run_id` (and `map_index`), which every job of Airflow's carries.
         milkrun_conn_id: the connection that names the engine.
     """
@@ -72,7 +74,7 @@ class MilkrunSubmitOperator(BaseOperator):
         name: str | None = None,
         description: str | None = None,
         labels: Mapping[str, str] | None = None,
-        reuse: mr.Reuse | str = mr.Reuse.inputs_match,
+        reuse: mr.Reuse | str = mr.Reuse.failed_rows,
         milkrun_conn_id: str = MilkrunHook.default_conn_name,
         **kwargs: Any,
     ) -> None:
@@ -147,7 +149,8 @@ class MilkrunInferOperator(MilkrunSubmitOperator):
     Runs rows through a model, and holds no worker while the job runs.
 
     It returns a small manifest (job, status, counts, tokens, seconds, links), never rows: name an `output_path`,
-    and the results are written there. A job with failed rows succeeded, unless there are more than `max_failed_rows`.
+    and the results are written there. A job with failed rows succeeded; with more than `max_failed_rows` the task
+    fails, and its next attempt runs those rows alone.
 
     Args:
         output_path: where the results go: a .csv, .jsonl or .parquet file, here or in object storage. A template.
@@ -215,6 +218,12 @@ class MilkrunInferOperator(MilkrunSubmitOperator):
                 self._stop_running()
             raise
         return self._defer(record)
+
+    def _options(self, context: Context, engine: Engine) -> mr.SubmitOptions:
+        options = super()._options(context, engine)
+        if self.reuse == mr.Reuse.failed_rows:
+            options["max_failed_rows"] = self.max_failed_rows
+        return options
 
     def _first_record(self, submitted: mr.Submitted) -> dict[str, Any]:
         seconds = _seconds("timeout", self.timeout)
@@ -332,7 +341,13 @@ class MilkrunInferOperator(MilkrunSubmitOperator):
 
     def _finish(self, context: Context, engine: Engine, client: mr.Milkrun, job: mr.Job) -> dict[str, Any]:
         self.log.info("job %s %s. %s", job.id, outcome.sentence(job), engine.page(job))
-        outcome.check(job, self.max_failed_rows)
+        try:
+            outcome.check(job, self.max_failed_rows)
+        except mr.TooManyRowsFailed as error:
+            if self.reuse in (mr.Reuse.inputs_match, mr.Reuse.always):
+                message = f"{error} With reuse={str(self.reuse)!r} a retry would find the same job."
+                raise AirflowFailException(message) from error
+            raise
         if self.output_path is not None:
             _rows.save(client.results(job.id), self.output_path)
             self.log.info("results written to %s", self.output_path)

@@ -4,7 +4,8 @@ What both clients are before any I/O: their settings, and the checks of their ar
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -21,7 +22,10 @@ from milkrun.settings import Settings
 from milkrun.status import FeedEvents, JobStatus, Reuse
 
 _SPEC = ("kind", "model", "system_prompt", "key_column")
-_REQUEST = ("reuse", "on_mismatch", "abort_after_failed_rows", "name", "description", "external_url", "callback")
+_REQUEST = (
+    *("reuse", "on_mismatch", "max_failed_rows", "abort_after_failed_rows"),
+    *("name", "description", "external_url", "callback"),
+)
 _SAID = {"priority": "job_priority", "completion_window_seconds": "completion_window"}  # the arguments' names
 
 
@@ -64,7 +68,7 @@ class BaseClient:
         key, submission_id = given.get("idempotency_key", uuid4().hex), uuid4().hex
 
         def request(**source: Any) -> wire.SubmitRequest:
-            try:
+            with _said_of_arguments():
                 spec = wire.JobSpec(
                     **{name: given[name] for name in _SPEC if name in given},
                     prompt=_inputs.template(given.get("prompt"), given.get("column")),
@@ -81,14 +85,25 @@ class BaseClient:
                     idempotency_key=key,
                     submission_id=submission_id,
                 )
-            except ValidationError as error:
-                first = error.errors()[0]
-                where = ".".join(_SAID.get(str(part), str(part)) for part in first["loc"])
-                raise ValueError(f"{where}: {first['msg']}" if where else first["msg"]) from None
 
         checked = request(rows=[])
         may_exist = "idempotency_key" in given and checked.reuse is not Reuse.never
         return _operations.submit(self._link, rows, request, schema, may_exist=may_exist)
+
+    def _retry_failed(
+        self,
+        job_id: str,
+        name: str | None,
+        labels: Mapping[str, str] | None,
+        external_url: str | None,
+        job_priority: int | None,
+        callback: wire.Callback | Mapping[str, Any] | None,
+    ) -> Operation[wire.Submitted]:
+        with _said_of_arguments():
+            facts = {"name": name, "external_url": external_url, "priority": job_priority, "callback": callback}
+            plain = None if labels is None else dict(labels)
+            request = wire.RetryRequest.model_validate({**facts, "labels": plain, "submission_id": uuid4().hex})
+        return _operations.retry(self._link, job_id, request)
 
     def _results(self, job_id: str) -> Operation[tuple[wire.Job, int]]:
         job = yield from _operations.job(self._link, job_id)
@@ -142,3 +157,14 @@ class BaseClient:
 
 def _seconds(window: float | timedelta | None) -> float | None:
     return window.total_seconds() if isinstance(window, timedelta) else window
+
+
+@contextmanager
+def _said_of_arguments() -> Iterator[None]:
+    """Say what is wrong with a request by the name of the argument, as a ValueError."""
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(_SAID.get(str(part), str(part)) for part in first["loc"])
+        raise ValueError(f"{where}: {first['msg']}" if where else first["msg"]) from None

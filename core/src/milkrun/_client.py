@@ -86,6 +86,32 @@ class Milkrun(BaseClient):
         options["kind"] = JobKind.embed
         return self.infer(rows, **options)
 
+    def retry_failed(
+        self,
+        job_id: str,
+        *,
+        name: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        external_url: str | None = None,
+        job_priority: int | None = None,
+        callback: wire.Callback | Mapping[str, Any] | None = None,
+    ) -> str:
+        """
+        Run only those rows of an ended job that have no result, and return the new job's id at once.
+
+        The new job is a whole one over the same input, with the ended job's model, prompt, labels and idempotency
+        key: what was answered is taken over (`rows_reused`; those tokens are not counted again), failed and undecided
+        rows run. Its results are the whole table, and stay when the ended job is deleted. While it is alive, the same
+        call finds it. Name, labels and the like are the ended job's unless given; its callback is not taken over.
+
+        Raises:
+            ValueError: an argument is wrong; nothing was sent.
+            Conflict: the job has not ended (`not_ended`), has nothing to retry (`nothing_to_retry`), or its input is
+                gone (`input_deleted`).
+        """
+        operation = self._retry_failed(job_id, name, labels, external_url, job_priority, callback)
+        return self._driver.run(operation).job.id
+
     def attach(self, idempotency_key: str, input_hash: str | None = None) -> wire.Submitted:
         """Find a key's job without sending its rows; another `input_hash` than the job's is a `Conflict`."""
         return self._driver.run(self._attach(idempotency_key, input_hash))
@@ -307,6 +333,32 @@ class AsyncMilkrun(BaseClient):
         """Submit rows to an embedding model and return the job's id; each row's output is a list of numbers."""
         options["kind"] = JobKind.embed
         return await self.infer(rows, **options)
+
+    async def retry_failed(
+        self,
+        job_id: str,
+        *,
+        name: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        external_url: str | None = None,
+        job_priority: int | None = None,
+        callback: wire.Callback | Mapping[str, Any] | None = None,
+    ) -> str:
+        """
+        Run only those rows of an ended job that have no result, and return the new job's id at once.
+
+        The new job is a whole one over the same input, with the ended job's model, prompt, labels and idempotency
+        key: what was answered is taken over (`rows_reused`; those tokens are not counted again), failed and undecided
+        rows run. Its results are the whole table, and stay when the ended job is deleted. While it is alive, the same
+        call finds it. Name, labels and the like are the ended job's unless given; its callback is not taken over.
+
+        Raises:
+            ValueError: an argument is wrong; nothing was sent.
+            Conflict: the job has not ended (`not_ended`), has nothing to retry (`nothing_to_retry`), or its input is
+                gone (`input_deleted`).
+        """
+        operation = self._retry_failed(job_id, name, labels, external_url, job_priority, callback)
+        return (await self._driver.run(operation)).job.id
 
     async def attach(self, idempotency_key: str, input_hash: str | None = None) -> wire.Submitted:
         """Find a key's job without sending its rows; another `input_hash` than the job's is a `Conflict`."""

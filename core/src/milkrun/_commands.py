@@ -241,6 +241,35 @@ def delete(
     _err.print(f"job {job_id} is deleted", highlight=False)
 
 
+@app.command()
+def retry(
+    context: typer.Context,
+    job_id: JobId,
+    priority: Annotated[int | None, typer.Option(min=0, max=10, help="Else the ended job's.")] = None,
+    name: Annotated[str | None, typer.Option(help="Else the ended job's.")] = None,
+    label: Labels = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the end.")] = False,
+    timeout: Timeout = None,
+    output: Output = None,
+    as_json: AsJson = False,
+) -> None:
+    """
+    Run only the failed and undecided rows of an ended job; print the new job's id.
+
+    The new job has the whole table: answers that are there are taken over. --output waits and saves the results.
+    """
+    _check_target(output)
+    labels = _labels(label) if label else None
+    with Milkrun(**context.obj) as client:
+        new_id = client.retry_failed(job_id, name=name, labels=labels, job_priority=priority)
+        job = client.job(new_id)
+        if not wait and output is None:
+            _print(job, job.id, as_json=as_json)
+            return
+        _err.print(f"job {job.id}  {job.url}", soft_wrap=True, highlight=False)
+        _finish(client, job.id, timeout, output, as_json=as_json)
+
+
 def _finish(client: Milkrun, job_id: str, timeout: float | None, output: Path | None, *, as_json: bool) -> None:
     _check_target(output)
     with Bar(_err) as bar:

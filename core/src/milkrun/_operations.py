@@ -135,13 +135,15 @@ def _existing(link: Link, prepared: Prepared, request: wire.SubmitRequest) -> Op
     """Find the job that the engine would answer the submit with, if there is one."""
     assert request.idempotency_key is not None
     inputs: str | None = None
-    if request.reuse is Reuse.inputs_match:
+    if request.reuse in (Reuse.inputs_match, Reuse.failed_rows):
         inputs = hashing.input_hash(request.spec, (yield from perform(prepared.sha256)))
     try:
         found = yield from attach(link, wire.AttachRequest(idempotency_key=request.idempotency_key, input_hash=inputs))
     except (NotFound, Conflict):
         return None
-    return found if found.job.status not in TERMINAL or found.job.status is JobStatus.succeeded else None
+    has_too_many_failed = request.max_failed_rows is not None and found.job.rows_failed > request.max_failed_rows
+    answers = found.job.status is JobStatus.succeeded and not has_too_many_failed
+    return found if answers or found.job.status not in TERMINAL else None
 
 
 def _remembering(link: Link, submitted: wire.Submitted, schema: Any) -> wire.Submitted:
@@ -199,6 +201,13 @@ def jobs_by_id(
 def cancel(link: Link, job_id: str, claim: int | None) -> Operation[wire.Job]:
     """Stop a job."""
     return _requests.read(wire.Job, (yield from exchange(link, _requests.cancel(job_id, claim))))
+
+
+def retry(link: Link, job_id: str, request: wire.RetryRequest) -> Operation[wire.Submitted]:
+    """Run an ended job's failed rows."""
+    call = _requests.retry(job_id, request)
+    submitted = _requests.read(wire.Submitted, (yield from exchange(link, call)))
+    return _remembering(link, submitted, link.schemas.get(job_id))
 
 
 def cancel_labelled(link: Link, labels: Mapping[str, str]) -> Operation[list[wire.Job]]:

@@ -30,8 +30,9 @@ class SubmitOptions(TypedDict, total=False):
     kind: JobKind | str  #: generate or embed
     job_priority: int  #: 0 to 10, smaller is sooner; 0 for somebody waiting at a keyboard
     idempotency_key: str | None  #: the same key with the same inputs gives the same job
-    reuse: Reuse | str  #: inputs_match, always or never
+    reuse: Reuse | str  #: inputs_match, always, failed_rows or never
     on_mismatch: OnMismatch | str  #: fail or replace, when the key's job has other inputs
+    max_failed_rows: int | None  #: with reuse="failed_rows": more than these in a succeeded job run again
     completion_window: float | timedelta | None  #: seconds until the job ends as expired, keeping what is done
     abort_after_failed_rows: int | None  #: the job fails as soon as so many rows have failed, keeping what is done
     name: str | None

@@ -42,6 +42,8 @@ _NEXT: Mapping[str, str] = {
     "not_ended": "Wait for its end, or cancel it.",
     "stale_claim": "A newer attempt owns the job; leave it to that one, or cancel without a claim.",
     "callback_delivered": "Read the job instead; nothing is left to send.",
+    "nothing_to_retry": "Take its results as they are.",
+    "input_deleted": "Submit the rows again.",
     "cursor_lost": "Read your jobs by id, then follow the feed from a fresh cursor.",
     "shutting_down": "Try again in a moment.",
     "disk_full": "Make room on the engine's disk, then submit again; running jobs go on by themselves.",
@@ -177,6 +179,12 @@ def cancel(job_id: str, claim: int | None) -> Call:
     """Stop a job."""
     body = wire.CancelRequest(claim=claim).model_dump_json().encode()
     return Call(method="POST", path=f"{_job_path(job_id)}/cancel", body=body, about=job_id)
+
+
+def retry(job_id: str, request: wire.RetryRequest) -> Call:
+    """Run an ended job's failed rows."""
+    body = request.model_dump_json(exclude_defaults=True).encode()
+    return Call(method="POST", path=f"{_job_path(job_id)}/retry", body=body, about=job_id)
 
 
 def cancel_labelled(labels: Mapping[str, str]) -> Call:

@@ -88,7 +88,7 @@ class NotFound(ResponseError):
 
 
 class Conflict(ResponseError):
-    """409: the job's state or claim forbids it: `stale_claim`, `inputs_differ`."""
+    """409: the job's state or claim forbids it: `stale_claim`, `inputs_differ`, `not_ended`, `nothing_to_retry`."""
 
 
 class TooLarge(ResponseError):

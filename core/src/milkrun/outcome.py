@@ -21,11 +21,11 @@ def check(job: Job, max_failed_rows: int | None = None) -> Job:
     about = f"Job {job.id} ({progress(job)})"
     match job.status:
         case JobStatus.succeeded:
-            if max_failed_rows is not None and job.rows_failed > max_failed_rows:
+            if not is_good(job, max_failed_rows):
                 raise TooManyRowsFailed(
                     f"{about} has {job.rows_failed} failed rows{_codes(job)}, {max_failed_rows} are allowed. "
-                    "Its results stay readable, and the rows' errors say why; a retry finds the same job, "
-                    f"reuse='never' runs all rows again. {job.url}",
+                    "Its results stay readable, and the rows' errors say why. Its failed rows alone run again with "
+                    f"retry_failed(), or with a submit under its key and reuse='failed_rows'. {job.url}",
                     job=job,
                 )
             return job
@@ -38,6 +38,12 @@ def check(job: Job, max_failed_rows: int | None = None) -> Job:
             raise JobExpired(f"{about} ran out of its time. Submit it again to go on. {job.url}", job=job)
         case _:
             raise ValueError(f"{about} has not ended: wait for it first")
+
+
+def is_good(job: Job, max_failed_rows: int | None = None) -> bool:
+    """Whether the job succeeded, with no more failed rows than the caller allows."""
+    allowed = max_failed_rows is None or job.rows_failed <= max_failed_rows
+    return job.status is JobStatus.succeeded and allowed
 
 
 def progress(job: Job) -> str:
@@ -69,6 +75,7 @@ def summary(job: Job) -> dict[str, str | int | float | None]:
         "rows_total": job.rows_total,
         "rows_succeeded": job.rows_succeeded,
         "rows_failed": job.rows_failed,
+        "rows_reused": job.rows_reused or None,
         "rows_cancelled": job.rows_cancelled,
         "prompt_tokens": job.usage.prompt_tokens,
         "cached_tokens": job.usage.cached_tokens,

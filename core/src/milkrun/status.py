@@ -67,6 +67,9 @@ class Reuse(StrEnum):
 
     inputs_match = "inputs_match"  #: a live or succeeded job with equal inputs is returned
     always = "always"  #: a live or succeeded job is returned, whatever its inputs
+    failed_rows = "failed_rows"
+    #: as inputs_match, but where that job ended otherwise, or with more failed rows than the submit's
+    #: `max_failed_rows`, a new job runs only its rows without a result
     never = "never"  #: a new job always takes the key; the old one is cancelled if it is alive
 
 

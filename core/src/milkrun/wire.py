@@ -127,6 +127,9 @@ class SubmitRequest(_Request):
     submission_id: str | None = Field(default=None, max_length=64)  #: one call of submit: its repeats get its job
     reuse: Reuse = Reuse.inputs_match
     on_mismatch: OnMismatch = OnMismatch.fail
+    max_failed_rows: int | None = Field(
+        default=None, ge=0, le=2**53
+    )  #: with reuse `failed_rows`: a succeeded job with more of them does not answer; any number may when absent
     name: str | None = Field(default=None, max_length=200)
     description: str | None = Field(default=None, max_length=2_000)
     labels: dict[str, str] = Field(default_factory=dict, max_length=32)
@@ -139,7 +142,20 @@ class SubmitRequest(_Request):
             raise ValueError("a submit takes exactly one of rows and input")
         if self.external_url is not None and not self.external_url.startswith(("http://", "https://")):
             raise ValueError("external_url must start with http:// or https://")
+        if self.max_failed_rows is not None and self.reuse is not Reuse.failed_rows:
+            raise ValueError("max_failed_rows goes with reuse='failed_rows'")
         return self
+
+
+class RetryRequest(_Request):
+    """`POST /api/jobs/{id}/retry`: run the rows of an ended job that have no result; absent fields are as its own."""
+
+    priority: int | None = Field(default=None, ge=0, le=10)
+    name: str | None = Field(default=None, max_length=200)
+    labels: dict[str, str] | None = Field(default=None, max_length=32)
+    external_url: str | None = Field(default=None, max_length=2_000, pattern="^https?://")
+    callback: Callback | None = None  #: none when absent: that of the ended job has been called
+    submission_id: str | None = Field(default=None, max_length=64)  #: one call of retry: its repeats get its job
 
 
 class AttachRequest(_Request):
@@ -164,7 +180,7 @@ class CancelLabelledRequest(_Request):
 
 
 class Usage(_Answer):
-    """Tokens of the committed rows."""
+    """Tokens of the committed rows that this job ran; those of `rows_reused` stand in the job that ran them."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0  #: the part of `prompt_tokens` that the prefix cache served
@@ -210,6 +226,7 @@ class Job(_Answer):
     idempotency_key: str | None = None
     input_hash: str
     retry_of: str | None = None  #: the ended job whose key this one took
+    rows_from: str | None = None  #: the parent of a run of only its failed rows
     expires_at: datetime | None = None  #: when its completion window closes
     abort_after_failed_rows: int | None = None
     created_at: datetime
@@ -219,6 +236,7 @@ class Job(_Answer):
     rows_read: int = 0  #: rows of the input that were read so far
     rows_succeeded: int = 0
     rows_failed: int = 0
+    rows_reused: int = 0  #: of the succeeded rows, those taken over from `rows_from`; they did not run again
     rows_cancelled: int = 0  #: undecided when the job was stopped
     rows_done: int = 0  #: decided rows and, while it runs, finished rows that wait for their chunk (advisory)
     row_errors: dict[str, int] = Field(
@@ -355,8 +373,9 @@ class Problem(_Answer):
     Every error answer (RFC 9457 problem details, `application/problem+json`).
 
     `code` is stable and what programs look at: invalid_request, missing_column, unknown_model, unauthenticated,
-    not_found, idempotency_mismatch, inputs_differ, stale_claim, not_ended, already_ended, callback_delivered,
-    cursor_lost, input_too_large, shutting_down, disk_full, outcome_unknown, integrity, internal.
+    not_found, idempotency_mismatch, inputs_differ, stale_claim, not_ended, already_ended, nothing_to_retry,
+    input_deleted, callback_delivered, cursor_lost, input_too_large, shutting_down, disk_full, outcome_unknown,
+    integrity, internal.
     """
 
     type: str = "about:blank"

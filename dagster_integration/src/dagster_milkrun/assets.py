@@ -70,7 +70,11 @@ def build_milkrun_asset(
         form=form,
         resource_key=resource_key,
         own=own,
-        submit={"on_mismatch": mr.OnMismatch.replace, **_those(options, InferOptions)},
+        submit={
+            "on_mismatch": mr.OnMismatch.replace,
+            "reuse": mr.Reuse.failed_rows,
+            **_those(options, InferOptions),
+        },
     )
     checks = [] if body.max_failed_share is None else [_check_spec(key, body.max_failed_share)]
     op["required_resource_keys"] = {resource_key, *op.get("required_resource_keys", ())}
@@ -134,6 +138,11 @@ class _Body:
     def max_failed_share(self) -> float | None:
         return self.own.get("max_failed_share", 0.0)
 
+    @property
+    def finds_ended_jobs_again(self) -> bool:
+        """Whether a submit is answered with its key's succeeded job, however many of its rows failed."""
+        return self.submit["reuse"] in (mr.Reuse.inputs_match, mr.Reuse.always)
+
     def as_function(self) -> Callable[..., Iterator[Any]]:
         """Return the body with the parameters of the rows' function, which Dagster reads to find its inputs."""
         hints = get_type_hints(self.rows)
@@ -171,7 +180,7 @@ class _Body:
                 runs.mark(context.instance, context.run.run_id, State.done)
                 yield from self._finish(context, client, job)
         except mr.MilkrunError as error:
-            raise failure(error) from error
+            raise failure(error, same_job=self.finds_ended_jobs_again) from error
 
     def _carried(
         self, context: dg.AssetExecutionContext, client: mr.Milkrun, resource: MilkrunResource
@@ -196,7 +205,8 @@ class _Body:
             raise
         # The second run's root is itself: the job knows the key that the first run made.
         key = job.idempotency_key or key
-        if is_again and job.is_terminal and job.status is not mr.JobStatus.succeeded:
+        allowed = None if self.finds_ended_jobs_again else self.own.get("max_failed_rows")
+        if is_again and job.is_terminal and not outcome.is_good(job, allowed):
             return None, key
         return job, key
 
@@ -212,6 +222,8 @@ class _Body:
             "external_url": resource.run_url(context.run.run_id),
             "labels": self._labels(context, resource, mode),
         }
+        if self.submit["reuse"] == mr.Reuse.failed_rows:
+            options["max_failed_rows"] = self.own.get("max_failed_rows")
         submitted = client.submit(rows(), **options)
         with _cancelled_with_the_run(client, submitted):
             self._announce(context, submitted, mode)

@@ -25,7 +25,7 @@ class InferOptions(TypedDict, total=False):
     key_column: str | None
     kind: mr.JobKind | str
     job_priority: int
-    reuse: mr.Reuse | str
+    reuse: mr.Reuse | str  #: failed_rows by default: a retry runs only the rows without a result
     on_mismatch: mr.OnMismatch | str  #: replace by default: inputs that changed since the last try get a new job
     labels: Mapping[str, str] | None  #: beside the asset's own
     callback: Callback | Mapping[str, Any] | None
@@ -67,7 +67,9 @@ class MilkrunOptions(TypedDict, total=False):
     mode: Mode  #: deferred by default; the run tag `milkrun/mode` wins
     results_as: str | None  #: list, polars, pandas, arrow or nothing; by default as the function's return annotation
     max_failed_share: float | None  #: more failed rows fail the asset's check (a warning); None: no check; 0 by default
-    max_failed_rows: int | None  #: more failed rows fail the run; any number is well by default
+    max_failed_rows: (
+        int | None
+    )  #: more failed rows fail the run, a retry runs them alone; any number is well by default
     sample_rows: int  #: shown in the metadata, at most 5; 0 keeps outputs out of Dagster's database
     timeout_seconds: float | None  #: of the blocking wait; the job goes on, and a retry waits on
     resource_key: str  #: "milkrun" by default

@@ -34,6 +34,7 @@ from milkrun_engine.service.jobs import JobService
 from milkrun_engine.service.metrics import Metrics
 from milkrun_engine.service.relay import Relay
 from milkrun_engine.service.results import ResultReader
+from milkrun_engine.service.retries import JobRetries
 from milkrun_engine.service.signals import Signals
 from milkrun_engine.service.threads import Threads
 from milkrun_engine.service.views import PageLinks
@@ -136,7 +137,12 @@ class Engine:
             signals=self._signals,
             view=self.service.view,
         )
-        app.include_router(routes.router(self.service, controls, reader, self._threads, authenticator, self.models))
+        retries = JobRetries(
+            store=self.store, blobs=self._blobs, threads=self._threads, models=self._models, service=self.service
+        )
+        app.include_router(
+            routes.router(self.service, controls, retries, reader, self._threads, authenticator, self.models)
+        )
         outbox = CallbackService(store=self.store, threads=self._threads, signals=self._signals)
         app.include_router(callbacks.router(outbox, authenticator))
         app.include_router(pages.router(self.service, links, authenticator))

@@ -2,8 +2,9 @@
 Where in Prefect we are: the flow run, and what a submit says about it.
 
 A job's idempotency key is made of the flow run and the call in it, which stay the same when the run is
-retried, resumed or started again elsewhere. Its label `prefect_attempt` says which try of the flow made
-it: an attempt that finds its own job ended badly reports that, a later one submits it anew.
+retried, resumed or started again elsewhere. Its label `prefect_attempt` says which try of the flow, and of the
+caller's task in it, made it: an attempt that finds its own job ended badly reports that, a later one runs the rows
+that have no result.
 """
 
 import base64
@@ -18,6 +19,7 @@ from prefect.settings import get_current_settings
 from prefect.utilities.hashing import hash_objects
 
 import milkrun as mr
+from milkrun import outcome
 from milkrun.hashing import key_of
 
 ORCHESTRATOR = {"orchestrator": "prefect"}  #: every job of ours carries this label
@@ -27,7 +29,7 @@ CALLBACK_LABEL = "prefect_callback"  #: the engine was asked to resume the flow 
 TAG = "milkrun"  #: a flow run that is suspended for a job carries this tag
 AWAITS = "milkrun:"  #: and one with the job's id behind it
 _COUNTER = "milkrun"
-_ENDED_BADLY = (mr.JobStatus.failed, mr.JobStatus.cancelled, mr.JobStatus.expired)
+OWN_TASKS = "milkrun-"  #: the names of this package's own tasks begin so
 
 
 def prefect() -> SyncPrefectClient:
@@ -45,14 +47,16 @@ class Here:
     is_subflow: bool = False
     is_async: bool = False
     task_run_id: UUID | None = None
+    task_try: int = 0  #: how often the task was tried before in this try of its flow, if it is the caller's own
 
     @classmethod
     def now(cls) -> Self:
         """Look at the context."""
         flow, task = FlowRunContext.get(), TaskRunContext.get()
         task_run_id = task.task_run.id if task else None
+        task_try = max(0, task.task_run.run_count - 1) if task and not task.task.name.startswith(OWN_TASKS) else 0
         if flow is None or flow.flow_run is None:
-            return cls(task_run_id=task_run_id)
+            return cls(task_run_id=task_run_id, task_try=task_try)
         return cls(
             flow_run_id=flow.flow_run.id,
             flow_name=flow.flow.name if flow.flow else None,
@@ -60,6 +64,7 @@ class Here:
             is_subflow=flow.flow_run.parent_task_run_id is not None,
             is_async=bool(flow.flow and flow.flow.isasync),
             task_run_id=task_run_id,
+            task_try=task_try,
         )
 
     @property
@@ -100,7 +105,7 @@ class Here:
             RUN_LABEL: self.flow_run_id,
             "prefect_flow": self.flow_name,
             "prefect_deployment": self.deployment_id,
-            ATTEMPT_LABEL: attempt,
+            ATTEMPT_LABEL: f"{attempt}.{self.task_try}" if self.task_try else attempt,
         }
         known = {name: str(value) for name, value in about.items() if value is not None}
         return {**ORCHESTRATOR, **known} if self.flow_run_id else ORCHESTRATOR
@@ -147,10 +152,10 @@ def cancel_jobs_of(client: mr.Milkrun, flow_run_id: str) -> list[mr.Job]:
     return [client.cancel(job.id) for job in jobs if not job.is_terminal]
 
 
-def is_verdict(job: mr.Job, labels: Mapping[str, str]) -> bool:
+def is_verdict(job: mr.Job, labels: Mapping[str, str], max_failed_rows: int | None) -> bool:
     """Whether the job ended badly in this very attempt of this flow run: to be reported, not to be run again."""
     same = all(name in labels and labels[name] == job.labels.get(name) for name in (RUN_LABEL, ATTEMPT_LABEL))
-    return same and job.status in _ENDED_BADLY
+    return same and job.is_terminal and not outcome.is_good(job, max_failed_rows)
 
 
 def attempt_key(_context: TaskRunContext, _parameters: dict[str, Any]) -> str:

@@ -1,13 +1,15 @@
 """
 Which of core's errors a Prefect task may try again: one table, and the question that tasks ask.
 
-Errors are raised as they are, so a flow catches `milkrun.JobFailed` like everybody else. A job that ended
-badly is no reason to repeat a task: it has ended. Repeating the *flow* submits it anew.
+Errors are raised as they are, so a flow catches `milkrun.JobFailed` like everybody else. A job that ended badly is
+a reason to repeat a task that submits it, and the flow: the next try runs the rows that have no result. Milkrun's own
+tasks are not repeated for it: they would read the same ended job.
 """
 
 from typing import Any
 
 import milkrun as mr
+from prefect_milkrun._run import OWN_TASKS
 
 #: whether the same call may succeed later; the nearest class of an error decides
 RETRYABLE: dict[type[mr.MilkrunError], bool] = {
@@ -28,10 +30,10 @@ RETRYABLE: dict[type[mr.MilkrunError], bool] = {
     mr.LocalEngineError: False,
     mr.WaitTimeout: False,  # waiting again is the flow's decision
     mr.JobError: False,
-    mr.JobFailed: False,
-    mr.JobCancelled: False,
-    mr.JobExpired: False,
-    mr.TooManyRowsFailed: False,  # its job succeeded: a retry would find the same one
+    mr.JobFailed: True,
+    mr.JobCancelled: False,  # somebody meant it
+    mr.JobExpired: True,
+    mr.TooManyRowsFailed: True,
 }
 
 
@@ -41,7 +43,9 @@ def may_succeed_later(error: BaseException) -> bool:
     return nearest is not None and RETRYABLE[nearest]
 
 
-def is_retryable(_task: Any, _task_run: Any, state: Any) -> bool:
+def is_retryable(task: Any, _task_run: Any, state: Any) -> bool:
     """For `@task(retry_condition_fn=is_retryable)`: true for errors that another try may cure."""
     data = getattr(state.data, "result", state.data)  # a persisted error comes in a record
+    if isinstance(data, mr.JobError) and task is not None and task.name.startswith(OWN_TASKS):
+        return False
     return isinstance(data, BaseException) and may_succeed_later(data)

@@ -141,7 +141,6 @@ def infer(
     timeout: float | None = None,
     cancel_on_timeout: bool = True,
     reschedule_seconds: float = RESCHEDULE_SECONDS,
-    max_failed_rows: int | None = None,
     preview_rows: int = artifacts.PREVIEW_ROWS,
     call_key: str | None = None,
     **options: Unpack[mr.SubmitOptions],
@@ -159,10 +158,10 @@ def infer(
         timeout: seconds from the job's submit after which the flow gives up; none by default.
         cancel_on_timeout: whether the job is stopped then.
         reschedule_seconds: how often a rescheduled run looks; Prefect starts runs some ten seconds early.
-        max_failed_rows: more failed rows than this raise; rows that failed are otherwise data.
         preview_rows: how many rows the flow run's page shows, at most ten; 0 shows none.
         call_key: what names this call in its flow run; its number in the body when absent.
-        options: see `milkrun.SubmitOptions`.
+        options: see `milkrun.SubmitOptions`. More failed rows than `max_failed_rows` raise, and a retry of the flow,
+            or of the task around this call, runs them alone; rows that failed are otherwise data.
 
     Raises:
         JobFailed, JobCancelled, JobExpired, TooManyRowsFailed: the job did not end as it should.
@@ -205,7 +204,7 @@ def infer(
                     wait_for(wait.credentials, job.id, left, _mover())
     wait.untag()
     results = (fetch_results if here.is_flow_body else fetch_results.fn)(
-        job.id, credentials=wait.credentials, max_failed_rows=max_failed_rows, preview_rows=preview_rows
+        job.id, credentials=wait.credentials, max_failed_rows=options.get("max_failed_rows"), preview_rows=preview_rows
     )
     return results.bound(wait.credentials)
 
@@ -218,7 +217,6 @@ async def ainfer(
     timeout: float | None = None,
     cancel_on_timeout: bool = True,
     reschedule_seconds: float = RESCHEDULE_SECONDS,
-    max_failed_rows: int | None = None,
     preview_rows: int = artifacts.PREVIEW_ROWS,
     call_key: str | None = None,
     **options: Unpack[mr.SubmitOptions],
@@ -264,7 +262,7 @@ async def ainfer(
                     await await_for(wait.credentials, job.id, left, _mover())
     await asyncio.to_thread(wait.untag)
     results = await (afetch_results if here.is_flow_body else afetch_results.fn)(
-        job.id, credentials=wait.credentials, max_failed_rows=max_failed_rows, preview_rows=preview_rows
+        job.id, credentials=wait.credentials, max_failed_rows=options.get("max_failed_rows"), preview_rows=preview_rows
     )
     return results.bound(wait.credentials)
 

@@ -119,6 +119,7 @@ class MilkrunJob(JobBlock[MilkrunResults]):
             "key_column",
             "job_priority",
             "labels",
+            "max_failed_rows",
         )
         return cast(mr.SubmitOptions, {name: getattr(self, name) for name in names})
 

@@ -48,13 +48,17 @@ class _Call:
         cls, rows: Any, options: mr.SubmitOptions, credentials: MilkrunCredentials, call_key: str | None, resume: bool
     ) -> Self:
         here = Here.now()
+        asked = {name: value for name, value in options.items() if name != "max_failed_rows"}
         ours: dict[str, Any] = {
-            "idempotency_key": here.key(call_key, rows, dict(options)),
+            "idempotency_key": here.key(call_key, rows, asked),
             "on_mismatch": mr.OnMismatch.replace,
+            "reuse": mr.Reuse.failed_rows,
             "external_url": here.page(),
             "callback": here.callback(credentials.prefect_api_url) if resume else None,
         }
         given = {name: value for name, value in options.items() if value is not None}
+        if given.get("reuse", mr.Reuse.failed_rows) != mr.Reuse.failed_rows:
+            given.pop("max_failed_rows", None)  # the caller's verdict alone
         labels = {**(options.get("labels") or {}), **here.labels(here.attempt())}
         if ours["callback"] and "callback" not in given:
             labels[CALLBACK_LABEL] = "resume"
@@ -67,6 +71,10 @@ class _Call:
     @property
     def labels(self) -> Mapping[str, str]:
         return self.options.get("labels") or {}
+
+    def is_verdict(self, job: mr.Job) -> bool:
+        """Whether the job ended badly in this very attempt."""
+        return is_verdict(job, self.labels, self.options.get("max_failed_rows"))
 
     def uncalled(self, error: mr.InvalidRequest) -> mr.SubmitOptions:
         """The same without our callback, which the engine may have refused: its operator decides where it calls."""
@@ -91,6 +99,8 @@ def submit_job(
 
     Repeated in the same flow run it returns the same job, without sending the rows again. Two equal submits in
     one flow run are one job, unless a `call_key` tells them apart; under a `call_key` changed inputs replace the job.
+    In a later try of the flow, where the job failed, expired, was cancelled or has more failed rows than
+    `max_failed_rows`, a new one runs only its rows without a result; `reuse="inputs_match"` runs all of them.
 
     Args:
         call_key: what names this call in its flow run; what is submitted when absent.
@@ -104,7 +114,7 @@ def submit_job(
             found = client.attach(call.key) if call.key else None
         except mr.NotFound:
             found = None
-        if found and is_verdict(found.job, call.labels):
+        if found and call.is_verdict(found.job):
             return found
         try:
             submitted = client.submit(rows, **call.options)
@@ -133,7 +143,7 @@ async def asubmit_job(
             found = await client.attach(call.key) if call.key else None
         except mr.NotFound:
             found = None
-        if found and is_verdict(found.job, call.labels):
+        if found and call.is_verdict(found.job):
             return found
         try:
             submitted = await client.submit(rows, **call.options)

@@ -31,8 +31,8 @@ from sqlalchemy import select
 from milkrun.status import FeedEvents, JobStatus, OnMismatch, Reuse
 from milkrun_engine.blobs import chunk_files
 from milkrun_engine.domain import planning, quarantine
-from milkrun_engine.domain.errors import AlreadyEnded, IdempotencyMismatch, NotEnded, StaleClaim
-from milkrun_engine.domain.jobs import JobRecord
+from milkrun_engine.domain.errors import AlreadyEnded, IdempotencyMismatch, NotEnded, NothingToRetry, StaleClaim
+from milkrun_engine.domain.jobs import JobRecord, NewRetry
 from milkrun_engine.domain.leases import LEASE_SECONDS, Lease, Suspicion
 from milkrun_engine.domain.states import LIVE, MOVES, ChunkState
 from milkrun_engine.service.views import PageLinks, job_view
@@ -42,6 +42,7 @@ CLOSING_SECONDS = 30.0
 WINDOW_ROWS = 20  # small, so that a job of some rows has several windows, each of several chunks
 POOLS = ("echo", "other")
 KINDS: list[Any] = ["good", "fail", 3, {"prompt": "x", "model": "other"}, {"prompt": "x", "model": "nobody's"}]
+CALLBACK = {"kind": "generic", "url": "http://receiver.test/"}
 LINKS = PageLinks("http://engine.test", b"secret")
 
 
@@ -106,6 +107,12 @@ class Ledger(RuleBasedStateMachine):
             assert seen.job.rows_read == len(self.world.results(job_id))
             if seen.job.status is JobStatus.succeeded:
                 assert self.inputs[job_id] == seen.job.rows_total == seen.job.rows_decided
+            if seen.job.rows_from is not None:
+                mine = self.world.results(job_id)
+                theirs = self.world.results(seen.job.rows_from)[: len(mine)]
+                good = [row["index"] for row in theirs if row["status"] == "succeeded"]
+                assert [theirs[index] for index in good] == [mine[index] for index in good], "what was good stays"
+                assert seen.job.rows_reused >= len(good)
 
     # Events ---------------------------------------------------------------------------------------------------------
 
@@ -139,24 +146,47 @@ class Ledger(RuleBasedStateMachine):
     ) -> None:
         values = [pattern[number % len(pattern)] for number in range(rows)]
         facts = {"idempotency_key": key, "reuse": reuse, "on_mismatch": on_mismatch, "priority": priority}
-        facts |= {"abort_after_failed_rows": limit, "window_seconds": window}
-        facts["callback"] = {"kind": "generic", "url": "http://receiver.test/"}
+        facts |= {"abort_after_failed_rows": limit, "window_seconds": window, "callback": CALLBACK}
+        facts["max_failed_rows"] = 0 if reuse is Reuse.failed_rows else None
         held = [seen.job for seen in self.seen.values() if key is not None and seen.job.idempotency_key == key]
         try:
             result = self.world.submit(values, **facts)
         except IdempotencyMismatch:
             assert held
-            assert (Reuse.inputs_match, OnMismatch.fail) == (reuse, on_mismatch)
+            assert reuse in {Reuse.inputs_match, Reuse.failed_rows}
+            assert on_mismatch is OnMismatch.fail
             return
         if result.reused:
             assert reuse is not Reuse.never
             assert result.job.id in {job.id for job in held}
             assert result.job.status in {*LIVE, JobStatus.succeeded}
+            assert reuse is not Reuse.failed_rows or result.job.status in LIVE or not result.job.rows_failed
             return
         assert result.job.id not in self.seen
         if result.cancelled is not None:
             self._lose(lambda lease: lease.job_id == result.cancelled)
         self.inputs[result.job.id] = rows
+
+    @precondition(lambda self: 0 < len(self.seen) < 5)
+    @rule(data=st.data())
+    def retry(self, data: st.DataObject) -> None:
+        job_id = data.draw(st.sampled_from(list(self.inputs)))
+        parent = self.world.job(job_id)
+        new = NewRetry(tenant_id=self.world.tenant, parent=job_id, callback=CALLBACK)
+        try:
+            result = self.world.store.retries.retry(new, lambda _blob: True)
+        except NotEnded:
+            assert parent.status in LIVE
+            return
+        except NothingToRetry:
+            assert (JobStatus.succeeded, 0) == (parent.status, parent.rows_failed)
+            return
+        assert result.job.rows_from == job_id
+        assert parent.status not in LIVE
+        assert result.job.status in LIVE
+        if not result.reused:
+            assert result.job.id not in self.seen
+            self.inputs[result.job.id] = self.inputs[job_id]
 
     @precondition(lambda self: any(not seen.job.prepared for seen in self.seen.values()))
     @rule()
@@ -369,8 +399,15 @@ class Ledger(RuleBasedStateMachine):
         folds = [self._fold(*named) for named in seen.committed.values()]
         indices = [index for rows, _ in folds for index in rows]
         assert len(set(indices)) == len(indices), "a row has at most one outcome"
-        for name in ("rows_succeeded", "rows_failed", "prompt_tokens", "completion_tokens"):
+        for name in ("rows_succeeded", "rows_failed"):
             assert getattr(job, name) == sum(getattr(counts, name) for _, counts in folds)
+        born = {entry.number for entry in entries if entry.attempts == 0}
+        ran = [self._fold(*named) for number, named in seen.committed.items() if number not in born]
+        for name in ("prompt_tokens", "completion_tokens"):
+            assert getattr(job, name) == sum(getattr(counts, name) for _, counts in ran), "tokens are of what ran"
+        copied = sum(counts.rows_succeeded for _, counts in folds) - sum(counts.rows_succeeded for _, counts in ran)
+        assert copied == job.rows_reused
+        assert copied == 0 or job.rows_from is not None
         assert job.rows_decided == len(indices) == job.rows_succeeded + job.rows_failed
         assert job.rows_read == sum(entry.rows for entry in entries) <= seen.rows
         if job.status in LIVE:

@@ -113,7 +113,12 @@ def result_table(rows: Sequence[ResultRow]) -> pa.Table:
 
 def write_result(rows: Sequence[ResultRow]) -> bytes:
     """Write a chunk's outcomes, sorted by index, in small row groups."""
-    return _write(result_table(rows))
+    return write_table(result_table(rows))
+
+
+def write_table(table: pa.Table) -> bytes:
+    """Write outcomes that are a table already (`result_table`), in small row groups."""
+    return _write(table)
 
 
 def read_result(data: bytes) -> pa.Table:

@@ -13,11 +13,12 @@ from milkrun.status import JobKind, RowErrorCode
 from milkrun_engine.blobs import chunk_files, inputs
 from milkrun_engine.blobs.inputs import BadRow, Item
 from milkrun_engine.blobs.local import LocalBlobs
+from milkrun_engine.dispatch import copies
 from milkrun_engine.dispatch.disk import Refusals
 from milkrun_engine.domain import planning
 from milkrun_engine.domain.errors import DiskFull, InputUnreadable, OutcomeUnknown
 from milkrun_engine.domain.ids import new_id
-from milkrun_engine.domain.jobs import NewChunk, NewWindow, Preparation, Recorded, chunk_blob
+from milkrun_engine.domain.jobs import ChunkCounts, NewChunk, NewWindow, Preparation, Recorded, chunk_blob
 from milkrun_engine.domain.models import ModelSpec
 from milkrun_engine.domain.rows import PreparedRow, RefusedRow, RowReader
 from milkrun_engine.failpoints import Point, reached
@@ -124,7 +125,9 @@ class Preparer:
         reached(Point.window_planned)
         chunks: list[NewChunk] = []
         try:
-            places = self._write(work, rows, chunks)
+            places = self._copy(work, len(rows), chunks)
+            copied = {index for indices in places for index in indices}
+            places += self._write(work, [row for row in rows if row.index not in copied], chunks)
         except BaseException:  # a full disk must not be kept full by what has no ledger row
             self._discard(chunks)
             raise
@@ -137,6 +140,21 @@ class Preparer:
             last=last,
             chunks=chunks,
         )
+
+    def _copy(self, work: Preparation, rows: int, chunks: list[NewChunk]) -> list[list[int]]:
+        """Take over what the parent of a retry answered of a window's rows; as `_write`."""
+        places: list[list[int]] = []
+        if work.rows_from is None:
+            return places
+        first = work.rows_read
+        for table in copies.answered(self._store, self._blobs, work.rows_from, first, first + rows):
+            indices = table.column("index").to_pylist()
+            # Its tokens are the parent's: what a job used is what it ran.
+            counts = ChunkCounts(rows_succeeded=table.num_rows)
+            number = work.next_chunk + len(chunks)
+            chunks.append(self._decided_chunk(work, number, indices[0], chunk_files.write_table(table), counts))
+            places.append(indices)
+        return places
 
     def _write(
         self, work: Preparation, rows: list[PreparedRow | RefusedRow], chunks: list[NewChunk]
@@ -162,7 +180,10 @@ class Preparer:
             places.append([row.index for row in planned.rows])
         for start in range(0, len(refused), planning.CHUNK_ROWS_MAX):
             some = refused[start : start + planning.CHUNK_ROWS_MAX]
-            chunks.append(self._refused_chunk(work, work.next_chunk + len(chunks), some))
+            number = work.next_chunk + len(chunks)
+            results = chunk_files.refused(some)
+            counts = chunk_files.count(results)
+            chunks.append(self._decided_chunk(work, number, some[0].index, chunk_files.write_result(results), counts))
             places.append([row.index for row in some])
         return places
 
@@ -192,21 +213,22 @@ class Preparer:
             self._open[work.job_id] = (position, items)
         return rows, position, last
 
-    def _refused_chunk(self, work: Preparation, number: int, refused: list[RefusedRow]) -> NewChunk:
-        """Rows that can't be asked: a chunk that is born committed."""
-        results = chunk_files.refused(refused)
+    def _decided_chunk(
+        self, work: Preparation, number: int, first_index: int, result: bytes, counts: ChunkCounts
+    ) -> NewChunk:
+        """Rows that are not to run, because they can't be asked or have a result: a chunk that is born committed."""
         blob = chunk_blob(work.job_id, number, new_id("out"))
-        sha256 = self._blobs.put(blob, chunk_files.write_result(results))
+        sha256 = self._blobs.put(blob, result)
         return NewChunk(
             number=number,
             pool=work.model,
-            rows=len(refused),
-            first_index=refused[0].index,
+            rows=counts.rows,
+            first_index=first_index,
             input_blob=blob,
             input_sha256=sha256,
             result_blob=blob,
             result_sha256=sha256,
-            counts=chunk_files.count(results),
+            counts=counts,
         )
 
     def _discard(self, chunks: Sequence[NewChunk]) -> None:

@@ -77,6 +77,18 @@ class CallbackDelivered(EngineError):
     code = "callback_delivered"
 
 
+class NothingToRetry(EngineError):
+    """Every row of the job has a result."""
+
+    code = "nothing_to_retry"
+
+
+class InputDeleted(EngineError):
+    """The job's input is not there any more, so that no row can run again."""
+
+    code = "input_deleted"
+
+
 class CursorLost(EngineError):
     """The change feed does not know the cursor: read the jobs by id and start from a new one."""
 

@@ -42,12 +42,27 @@ class NewJob:
     idempotency_key: str | None = None
     submission_id: str | None = None
     reuse: Reuse = Reuse.inputs_match
+    max_failed_rows: int | None = None  #: of a succeeded job that `Reuse.failed_rows` may return
     on_mismatch: OnMismatch = OnMismatch.fail
     name: str | None = None
     description: str | None = None
     labels: dict[str, str] = field(default_factory=dict)
     external_url: str | None = None
     callback: dict[str, Any] | None = field(default=None, repr=False)  #: wire.Callback; it has secrets
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewRetry:
+    """A run of only those rows of an ended job that have no result; what is None is as the parent's."""
+
+    tenant_id: str
+    parent: str
+    submission_id: str | None = None
+    priority: int | None = None
+    name: str | None = None
+    labels: dict[str, str] | None = None
+    external_url: str | None = None
+    callback: dict[str, Any] | None = field(default=None, repr=False)  #: wire.Callback; none is none here
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +85,7 @@ class JobRecord:
     labels: dict[str, str]
     external_url: str | None
     retry_of: str | None
+    rows_from: str | None
     expires_at: float | None
     abort_after_failed_rows: int | None
     failure_code: str | None
@@ -82,6 +98,7 @@ class JobRecord:
     rows_decided: int
     rows_succeeded: int
     rows_failed: int
+    rows_reused: int
     rows_in_hand: int  #: finished rows that wait for their chunk; advisory
     prepared: bool
     input_complete: bool
@@ -136,6 +153,7 @@ class Preparation:
     input_format: InputFormat
     position: int  #: the reader's own place in the input
     rows_read: int
+    rows_from: str | None  #: the job whose results are taken over
     next_window: int
     next_chunk: int
 
@@ -160,7 +178,7 @@ class ChunkCounts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewChunk:
-    """A chunk of a window about to be committed; with a result it is born committed (refused rows)."""
+    """A chunk of a window about to be committed; with a result it is born committed (refused or copied rows)."""
 
     number: int
     pool: str

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 
 from milkrun.hashing import input_hash, row_line
 from milkrun.status import FeedEvents, InputFormat, JobStatus
-from milkrun.wire import Changes, InputFile, Job, JobList, QueuePlace, SubmitRequest, Submitted
+from milkrun.wire import Callback, Changes, InputFile, Job, JobList, QueuePlace, SubmitRequest, Submitted
 from milkrun_engine.blobs.local import BlobWriter, LocalBlobs
 from milkrun_engine.domain.errors import InputTooLarge, InvalidRequest, OutcomeUnknown, ShuttingDown
 from milkrun_engine.domain.ids import new_id
@@ -126,14 +126,11 @@ class JobService:
             ShuttingDown: the engine is stopping.
             DiskFull: there is no room for it.
         """
-        if self._stopping.is_set():
-            raise ShuttingDown("the engine is stopping; submit again in a moment")
+        self.check_open()
         spec = request.spec
         model = door.resolve_model(spec, self._models)
         door.check_spec(spec)
-        if request.callback is not None:
-            door.check_callback(request.callback)
-            await self._egress.check(request.callback.url)
+        await self.check_callback(request.callback)
         reader = RowReader.of(spec, model.name, {name: model.kind for name, model in self._models.items()})
         source = await self._input(tenant_id, request)
         try:
@@ -147,11 +144,36 @@ class JobService:
             raise
         if result.reused:
             await self._forget(source)
-        self._signals.changed(tenant_id)
+        return self.accepted(result)
+
+    def check_open(self) -> None:
+        """
+        Take no job that the engine would not begin.
+
+        Raises:
+            ShuttingDown: the engine is stopping.
+        """
+        if self._stopping.is_set():
+            raise ShuttingDown("the engine is stopping; submit again in a moment")
+
+    async def check_callback(self, callback: Callback | None) -> None:
+        """
+        Refuse a callback that could not be sent.
+
+        Raises:
+            InvalidRequest: saying what is wrong.
+        """
+        if callback is not None:
+            door.check_callback(callback)
+            await self._egress.check(callback.url)
+
+    def accepted(self, result: SubmitResult) -> Submitted:
+        """Tell everybody concerned what the store decided, and answer the caller."""
+        self._signals.changed(result.job.tenant_id)
         if result.cancelled is not None:
             self._signals.stopped(result.cancelled)
         if not result.reused:
-            self._signals.submitted(model.name)
+            self._signals.submitted(result.job.model)
         return self._submitted(result)
 
     async def _accept(
@@ -175,6 +197,7 @@ class JobService:
             submission_id=request.submission_id,
             reuse=request.reuse,
             on_mismatch=request.on_mismatch,
+            max_failed_rows=request.max_failed_rows,
             name=request.name,
             description=request.description,
             labels=request.labels,

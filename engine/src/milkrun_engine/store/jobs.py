@@ -4,14 +4,11 @@ Jobs: submit, attach, read, prepare, stop.
 
 from collections.abc import Mapping, Sequence
 
-import msgspec
 from sqlalchemy import ColumnElement, Connection, and_, case, func, insert, or_, select, update
 
 from milkrun.status import JobStatus, OnMismatch, Reuse
 from milkrun.wire import JobFailure
-from milkrun_engine.domain import priorities
 from milkrun_engine.domain.errors import IdempotencyMismatch, InputsDiffer, InvalidRequest, NotFound, StaleClaim
-from milkrun_engine.domain.ids import new_id
 from milkrun_engine.domain.jobs import (
     Ahead,
     JobFilter,
@@ -27,8 +24,9 @@ from milkrun_engine.failpoints import Point, reached
 from milkrun_engine.store.database import Database, scalar, transaction
 from milkrun_engine.store.ends import finish, stop
 from milkrun_engine.store.feed import cursor_of, lock, stamp
+from milkrun_engine.store.making import claimed, insert_job, of_submission, queue_up, read_job
 from milkrun_engine.store.records import SqlRow, job_columns, job_record, labelled, preparation
-from milkrun_engine.store.schema import chunks, idempotency, input_files, job_labels, jobs, windows
+from milkrun_engine.store.schema import chunks, idempotency, input_files, jobs, windows
 
 
 class Jobs:
@@ -47,13 +45,13 @@ class Jobs:
         """
         with self._database.write() as connection:
             if (name := new.idempotency_key or new.submission_id) is not None:
-                self._queue_up(connection, new.tenant_id, name)
+                queue_up(self._database, connection, new.tenant_id, name)
             cursor = cursor_of(connection, new.tenant_id)
             held = self._locked_holder(connection, new.tenant_id, new.idempotency_key)
-            if (made := self._of_submission(connection, new)) is not None:
-                return self._claimed(connection, made, cursor, reused=True)
+            if (made := of_submission(connection, new.tenant_id, new.submission_id)) is not None:
+                return claimed(connection, made, cursor)
             if held is not None and _is_reused(new, held):
-                return self._claimed(connection, held.id, cursor, reused=True)
+                return claimed(connection, held.id, cursor)
             replaced = cancelled = None
             if held is not None:
                 over = JobStatus(held.status) not in LIVE
@@ -61,90 +59,24 @@ class Jobs:
                     stop(connection, self._database.now, jobs.c.id == held.id)
                     cancelled = held.id
                 replaced = held.id
-            job_id = self._insert(connection, new, retry_of=replaced)
+            rows_from = replaced if held is not None and _has_rows_for(new, held) else None
+            job_id = insert_job(connection, self._database.now, new, retry_of=replaced, rows_from=rows_from)
             _keep_upload(connection, new)
             changed = [job_id] if cancelled is None else [job_id, cancelled]
             stamp(connection, new.tenant_id, changed, status=True)
-            job = _read(connection, job_id)
+            job = read_job(connection, job_id)
             reached(Point.submit_uncommitted)
         return SubmitResult(job=job, claim=job.claim, cursor=cursor, replaced=replaced, cancelled=cancelled)
-
-    def _queue_up(self, connection: Connection, tenant_id: str, name: str) -> None:
-        """Let twins be decided one after the other, also while their key has no row that could be locked."""
-        self._database.lock(connection, f"submit {tenant_id} {name}")
 
     def _locked_holder(self, connection: Connection, tenant_id: str, key: str | None) -> SqlRow | None:
         if key is None:
             return None
         return connection.execute(
-            select(jobs.c.id, jobs.c.status, jobs.c.input_hash)
+            select(jobs.c.id, jobs.c.status, jobs.c.rows_failed, jobs.c.input_hash, jobs.c.input_format, jobs.c.model)
             .join_from(idempotency, jobs, jobs.c.id == idempotency.c.job_id)
             .where(idempotency.c.tenant_id == tenant_id, idempotency.c.key == key)
             .with_for_update()
         ).one_or_none()
-
-    def _of_submission(self, connection: Connection, new: NewJob) -> str | None:
-        """The job that this very call made before its answer was lost, also when another has taken its key since."""
-        if new.submission_id is None:
-            return None
-        query = select(jobs.c.id).where(jobs.c.tenant_id == new.tenant_id, jobs.c.submission_id == new.submission_id)
-        return connection.execute(query).scalar_one_or_none()
-
-    def _insert(self, connection: Connection, new: NewJob, *, retry_of: str | None) -> str:
-        job_id = new_id("job")
-        now = scalar(connection, self._database.now)
-        spec = new.spec.model_dump(mode="json", exclude_defaults=True)
-        defaults = {name: spec.get(name) for name in ("system_prompt", "output_schema")}
-        connection.execute(
-            insert(jobs).values(
-                id=job_id,
-                tenant_id=new.tenant_id,
-                kind=new.kind,
-                model=new.model,
-                status=JobStatus.preparing,
-                priority=new.priority,
-                rank=priorities.rank(new.priority, now),
-                idempotency_key=new.idempotency_key,
-                submission_id=new.submission_id,
-                input_hash=new.input_hash,
-                spec=spec,
-                defaults=msgspec.json.encode({**defaults, "sampling": new.spec.sampling}),
-                name=new.name,
-                description=new.description,
-                labels=new.labels,
-                external_url=new.external_url,
-                callback=new.callback,
-                retry_of=retry_of,
-                created_at=now,
-                expires_at=None if new.window_seconds is None else now + new.window_seconds,
-                abort_after_failed_rows=new.abort_after_failed_rows,
-                input_blob=new.input_blob,
-                input_format=new.input_format,
-            )
-        )
-        if new.labels:
-            rows = [
-                {"job_id": job_id, "tenant_id": new.tenant_id, "name": name, "value": value}
-                for name, value in new.labels.items()
-            ]
-            connection.execute(insert(job_labels), rows)
-        if new.idempotency_key is not None:
-            place = {"tenant_id": new.tenant_id, "key": new.idempotency_key}
-            content = {"job_id": job_id, "input_hash": new.input_hash}
-            moved = connection.execute(
-                update(idempotency)
-                .where(idempotency.c.tenant_id == new.tenant_id, idempotency.c.key == new.idempotency_key)
-                .values(**content)
-            )
-            if moved.rowcount == 0:
-                connection.execute(insert(idempotency).values(**place, **content))
-        return job_id
-
-    def _claimed(self, connection: Connection, job_id: str, cursor: str, *, reused: bool) -> SubmitResult:
-        claim = connection.execute(
-            update(jobs).where(jobs.c.id == job_id).values(claim=jobs.c.claim + 1).returning(jobs.c.claim)
-        ).scalar_one()
-        return SubmitResult(job=_read(connection, job_id), claim=claim, cursor=cursor, reused=reused)
 
     @transaction
     def attach(self, tenant_id: str, key: str, input_hash: str | None) -> SubmitResult:
@@ -156,14 +88,14 @@ class Jobs:
             InputsDiffer: it has, but with other inputs.
         """
         with self._database.write() as connection:
-            self._queue_up(connection, tenant_id, key)
+            queue_up(self._database, connection, tenant_id, key)
             cursor = cursor_of(connection, tenant_id)
             held = self._locked_holder(connection, tenant_id, key)
             if held is None:
                 raise NotFound(f"no job has the idempotency key {key!r}; submit one")
             if input_hash is not None and held.input_hash != input_hash:
                 raise InputsDiffer(f"job {held.id} has this key but other inputs; submit with on_mismatch='replace'")
-            return self._claimed(connection, held.id, cursor, reused=True)
+            return claimed(connection, held.id, cursor)
 
     def get(self, tenant_id: str, job_id: str) -> JobRecord:
         """
@@ -275,7 +207,7 @@ class Jobs:
             if stopped:
                 stamp(connection, tenant_id, [job_id], status=True)
             reached(Point.cancel_uncommitted)
-            return _read(connection, job_id), stopped
+            return read_job(connection, job_id), stopped
 
     @transaction
     def cancel_labelled(
@@ -297,7 +229,7 @@ class Jobs:
             stopped = [job_id for job_id in found if stop(connection, self._database.now, jobs.c.id == job_id)]
             if stopped:
                 stamp(connection, tenant_id, stopped, status=True)
-            return [_read(connection, job_id) for job_id in stopped]
+            return [read_job(connection, job_id) for job_id in stopped]
 
     @transaction
     def fail(self, job_id: str, epoch: int, code: str, message: str) -> bool:
@@ -340,7 +272,7 @@ class Jobs:
 
         Nothing is written when the job was stopped or another preparer was first.
         """
-        refused = [chunk.counts for chunk in window.chunks if chunk.counts is not None]
+        decided = [chunk.counts for chunk in window.chunks if chunk.counts is not None]
         with self._database.write() as connection:
             moved = connection.execute(
                 update(jobs)
@@ -355,9 +287,10 @@ class Jobs:
                     next_chunk=work.next_chunk + len(window.chunks),
                     input_position=window.position,
                     rows_read=jobs.c.rows_read + window.rows,
-                    rows_decided=jobs.c.rows_decided + sum(counts.rows for counts in refused),
-                    rows_failed=jobs.c.rows_failed + sum(counts.rows_failed for counts in refused),
-                    rows_refused=jobs.c.rows_refused + sum(counts.rows_failed for counts in refused),
+                    rows_decided=jobs.c.rows_decided + sum(counts.rows for counts in decided),
+                    rows_succeeded=jobs.c.rows_succeeded + sum(counts.rows_succeeded for counts in decided),
+                    rows_failed=jobs.c.rows_failed + sum(counts.rows_failed for counts in decided),
+                    rows_refused=jobs.c.rows_refused + sum(counts.rows_failed for counts in decided),
                     prepared=window.last,
                     input_complete=window.last,
                     rows_total=jobs.c.rows_read + window.rows if window.last else None,
@@ -390,7 +323,7 @@ def _is_reused(new: NewJob, held: SqlRow) -> bool:
     if status not in LIVE and status is not JobStatus.succeeded:
         return False
     if new.reuse is Reuse.always or new.input_hash == held.input_hash:
-        return True
+        return status is not JobStatus.succeeded or not _has_too_many_failed(new, held)
     if new.on_mismatch is OnMismatch.fail:
         raise IdempotencyMismatch(
             f"job {held.id} has this idempotency key and other inputs; "
@@ -413,8 +346,14 @@ def _keep_upload(connection: Connection, new: NewJob) -> None:
         raise InvalidRequest(f"there is no input file {new.input_file!r}; upload it with POST /api/files first")
 
 
-def _read(connection: Connection, job_id: str) -> JobRecord:
-    return job_record(connection.execute(select(*job_columns()).where(jobs.c.id == job_id)).one())
+def _has_too_many_failed(new: NewJob, held: SqlRow) -> bool:
+    return new.reuse is Reuse.failed_rows and new.max_failed_rows is not None and held.rows_failed > new.max_failed_rows
+
+
+def _has_rows_for(new: NewJob, held: SqlRow) -> bool:
+    """Whether the results of the key's ended job are to be taken over: of the same rows, by the same model."""
+    same = (new.input_hash, new.input_format, new.model) == (held.input_hash, held.input_format, held.model)
+    return new.reuse is Reuse.failed_rows and same
 
 
 def _insert_window(

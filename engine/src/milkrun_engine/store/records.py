@@ -5,7 +5,7 @@ From rows of SQL to the domain's records.
 from collections.abc import Mapping
 from typing import Any, TypeAlias, TypeVar
 
-from sqlalchemy import ColumnElement, Select, func, select
+from sqlalchemy import ColumnElement, Select, case, func, select
 
 from milkrun.status import InputFormat, JobKind, JobStatus
 from milkrun.wire import JobSpec
@@ -19,8 +19,8 @@ SqlRow: TypeAlias = Any  # SQLAlchemy 2.0 and 2.1 disagree on how Row is generic
 
 _DIRECT = (
     "id tenant_id epoch claim priority paused idempotency_key input_hash name description labels external_url "
-    "retry_of expires_at abort_after_failed_rows failure_code failure_message created_at started_at finished_at "
-    "rows_total rows_read rows_decided rows_succeeded rows_failed prepared input_complete prompt_tokens "
+    "retry_of rows_from expires_at abort_after_failed_rows failure_code failure_message created_at started_at "
+    "finished_at rows_total rows_read rows_decided rows_succeeded rows_failed prepared input_complete prompt_tokens "
     "cached_tokens completion_tokens"
 ).split()
 
@@ -32,12 +32,24 @@ def job_columns() -> list[ColumnElement[Any]]:
         .where(chunks.c.job_id == jobs.c.id, chunks.c.state == ChunkState.leased)
         .scalar_subquery()
     )
+    # Born committed, and not for being refused: such chunks are copies, and only a run of failed rows has any.
+    copied = (
+        select(func.coalesce(func.sum(chunks.c.rows), 0))
+        .where(
+            chunks.c.job_id == jobs.c.id,
+            chunks.c.state == ChunkState.committed,
+            chunks.c.attempts == 0,
+            chunks.c.rows_failed == 0,
+        )
+        .scalar_subquery()
+    )
     return [
         *(jobs.c[name] for name in _DIRECT),
         jobs.c.kind,
         jobs.c.model,
         jobs.c.status,
         in_hand.label("rows_in_hand"),
+        case((jobs.c.rows_from.is_not(None), copied), else_=0).label("rows_reused"),
     ]
 
 
@@ -50,6 +62,7 @@ def job_record(row: SqlRow) -> JobRecord:
         model=row.model,
         status=JobStatus(row.status),
         rows_in_hand=row.rows_in_hand,
+        rows_reused=int(row.rows_reused),  # Postgres adds up to a decimal
     )
 
 
@@ -77,6 +90,7 @@ def preparation(row: SqlRow) -> Preparation:
         input_format=InputFormat(row.input_format),
         position=row.input_position,
         rows_read=row.rows_read,
+        rows_from=row.rows_from,
         next_window=row.next_window,
         next_chunk=row.next_chunk,
     )

@@ -20,6 +20,7 @@ from milkrun_engine.store.installation import Installation
 from milkrun_engine.store.jobs import Jobs
 from milkrun_engine.store.migrations import migrate
 from milkrun_engine.store.posts import Posts
+from milkrun_engine.store.retries import Retries
 from milkrun_engine.store.schema import chunks, input_files, jobs
 from milkrun_engine.store.tenants import Tenants
 
@@ -38,6 +39,7 @@ class Store:
         migrate(self.database)
         self.jobs = Jobs(self.database)
         self.controls = Controls(self.database)
+        self.retries = Retries(self.database)
         self.chunks = Chunks(self.database)
         self.feed = Feed(self.database)
         self.callbacks = Callbacks(self.database)

@@ -30,6 +30,8 @@ STATUS: dict[type[errors.EngineError], int] = {
     errors.NotEnded: 409,
     errors.AlreadyEnded: 409,
     errors.CallbackDelivered: 409,
+    errors.NothingToRetry: 409,
+    errors.InputDeleted: 409,
     errors.CursorLost: 410,
     errors.InputTooLarge: 413,
     errors.OutcomeUnknown: 503,

@@ -21,6 +21,7 @@ from milkrun.wire import (
     ModelInfo,
     ModelList,
     Problem,
+    RetryRequest,
     SubmitRequest,
     Submitted,
 )
@@ -32,6 +33,7 @@ from milkrun_engine.service import exports
 from milkrun_engine.service.controls import JobControls
 from milkrun_engine.service.jobs import JobService
 from milkrun_engine.service.results import ResultReader
+from milkrun_engine.service.retries import JobRetries
 from milkrun_engine.service.threads import Threads
 
 MAX_WAIT_SECONDS = 60.0
@@ -43,6 +45,7 @@ Tenant: TypeAlias = Any  # what `Depends` makes has no public type
 def router(
     service: JobService,
     controls: JobControls,
+    retries: JobRetries,
     reader: ResultReader,
     threads: Threads,
     authenticator: Authenticator,
@@ -54,6 +57,7 @@ def router(
     _add_submission(api, service, tenant_of)
     _add_jobs(api, service, tenant_of)
     _add_controls(api, controls, tenant_of)
+    _add_retries(api, retries, tenant_of)
     _add_results(api, reader, threads, tenant_of)
 
     @api.get("/models", tags=["models"])
@@ -170,6 +174,27 @@ def _add_controls(api: APIRouter, controls: JobControls, tenant_of: Tenant) -> N
     async def delete(job_id: str, tenant: Annotated[str, tenant_of]) -> None:
         """Delete an ended job with its results and its input; readers of the feed are told."""
         await controls.delete(tenant, job_id)
+
+
+def _add_retries(api: APIRouter, retries: JobRetries, tenant_of: Tenant) -> None:
+    @api.post(
+        "/jobs/{job_id}/retry",
+        status_code=201,
+        responses={200: {"model": Submitted, "description": "The job that does so already"}},
+        tags=["jobs"],
+    )
+    async def retry(
+        job_id: str, response: Response, tenant: Annotated[str, tenant_of], body: RetryRequest | None = None
+    ) -> Submitted:
+        """
+        Run only those rows of an ended job that have no result: a new job over the whole input.
+
+        It takes over the answers that are there (`rows_reused`; their tokens are not counted again) and the
+        idempotency key, so that its result is the whole table. While it runs, the same call finds it.
+        """
+        submitted = await retries.retry(tenant, job_id, body or RetryRequest())
+        response.status_code = 200 if submitted.reused else 201
+        return submitted
 
 
 def _add_results(api: APIRouter, reader: ResultReader, threads: Threads, tenant_of: Tenant) -> None:
