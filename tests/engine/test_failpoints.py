@@ -4,8 +4,10 @@ Fail points: what is planned happens at its time and nowhere else.
 
 import errno
 import logging
+import re
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -75,3 +77,14 @@ def test_a_file_is_known_by_its_name(name: str, point: str) -> None:
 def test_a_typo_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="MILKRUN_FAILPOINTS"):
         failpoints.arm(text)
+
+
+def test_every_point_is_documented() -> None:
+    page = (Path(__file__).parents[2] / "engine" / "docs" / "faults.md").read_text()
+    assert list(Point) == re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)
+
+
+def test_the_documented_example_is_understood() -> None:
+    page = (Path(__file__).parents[2] / "engine" / "docs" / "faults.md").read_text()
+    [example] = re.findall(r'MILKRUN_FAILPOINTS="(.+?)"', page)
+    failpoints.arm(example)

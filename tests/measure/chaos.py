@@ -74,7 +74,10 @@ def _append(results: Path, result: dict[str, Any]) -> None:
 def _results(results: Path) -> list[dict[str, Any]]:
     if not results.exists():
         return []
-    return [json.loads(line) for line in results.read_text().splitlines()]
+    read = [json.loads(line) for line in results.read_text().splitlines()]
+    return list(
+        {(result["mode"], result["seed"]): result for result in read}.values()
+    )  # one that is repeated: its last
 
 
 def report(results: list[dict[str, Any]]) -> int:

@@ -21,7 +21,7 @@ import milkrun as mr
 from milkrun.local import EngineFile
 
 KEY = "mk_story_0123456789"
-START_SECONDS = 60.0
+START_SECONDS = 120.0
 STOP_SECONDS = 30.0
 DEATH_SECONDS = 120.0
 
@@ -100,7 +100,11 @@ class Server:
         return self._process is not None and self._process.poll() is None
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.end()
+            raise
         return self
 
     def __exit__(self, *_error: object) -> None:
