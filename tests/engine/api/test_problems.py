@@ -62,6 +62,22 @@ async def stale_claim(api: Api, _: Any) -> httpx.Response:
     return await api.mine.post(f"/api/jobs/{first['job']['id']}/cancel", json={"claim": first["claim"]})
 
 
+async def not_ended(api: Api, _: Any) -> httpx.Response:
+    job = (await api.submit([SECRET]))["job"]
+    return await api.mine.post(f"/api/jobs/{job['id']}/retry")
+
+
+async def nothing_to_retry(api: Api, _: Any) -> httpx.Response:
+    return await api.mine.post(f"/api/jobs/{await api.done([SECRET])}/retry")
+
+
+async def input_deleted(api: Api, _: Any) -> httpx.Response:
+    job_id = await api.done([SECRET, "fail"])
+    for path in api.world.blobs.root.glob("inputs/*/*"):
+        path.unlink()
+    return await api.mine.post(f"/api/jobs/{job_id}/retry")
+
+
 async def cursor_lost(api: Api, _: Any) -> httpx.Response:
     return await api.mine.get("/api/changes", params={"after": "feed_of_a_backup.3"})
 
@@ -146,6 +162,8 @@ REACHED: list[tuple[Reach, int, str]] = [
     (stale_claim, 409, "stale_claim"),
     (not_ended, 409, "not_ended"),
     (already_ended, 409, "already_ended"),
+    (nothing_to_retry, 409, "nothing_to_retry"),
+    (input_deleted, 409, "input_deleted"),
     (cursor_lost, 410, "cursor_lost"),
     (body_too_large, 413, "input_too_large"),
     (upload_too_large, 413, "input_too_large"),

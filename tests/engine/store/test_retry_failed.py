@@ -151,14 +151,15 @@ def test_twins_at_the_same_moment_get_one_job(world: World, key: str | None) -> 
     assert 8 == len({answer.claim for answer in answers})
 
 
-def test_a_retry_and_a_submit_of_its_key_at_the_same_moment_get_one_job(world: World) -> None:
+@pytest.mark.parametrize("number", range(10))
+def test_a_retry_and_a_submit_of_its_key_at_the_same_moment_get_one_job(world: World, number: int) -> None:
     parent = ended(world, idempotency_key=KEY)
-    news = [world.a_job(ROWS, idempotency_key=KEY, reuse=Reuse.failed_rows, max_failed_rows=0) for _ in range(4)]
+    new = world.a_job(ROWS, idempotency_key=KEY, reuse=Reuse.failed_rows, max_failed_rows=0)
     start = Barrier(8)
 
     def call(number: int) -> str:
         start.wait()
-        return (world.store.jobs.submit(news[number // 2]) if number % 2 else retry(world, parent)).job.id
+        return (world.store.jobs.submit(new) if number else retry(world, parent)).job.id
 
     with ThreadPoolExecutor(8) as threads:
         assert 1 == len(set(threads.map(call, range(8))))
