@@ -31,16 +31,15 @@ def truncate(path: Path) -> None:
 DAMAGES = {"flipped": flip, "truncated": truncate, "missing": Path.unlink}
 
 
-def file_of(server: Server, job_id: str, kind: str) -> Path:
-    """The file of the job's last chunk."""
+def file_of(server: Server, job_id: str, kind: str, *, last: bool = True) -> Path:
+    """The file of the job's last chunk, or of its first."""
     with opened(server.place) as ledger:
-        query = f"SELECT {kind}_blob AS blob FROM chunks WHERE job_id = ? ORDER BY number DESC LIMIT 1"
-        [chunk] = ledger.ask(query, job_id)
-    return server.place.blobs / chunk["blob"]
+        chunks = ledger.ask(f"SELECT {kind}_blob AS blob FROM chunks WHERE job_id = ? ORDER BY number", job_id)
+    return server.place.blobs / chunks[-1 if last else 0]["blob"]
 
 
 def test_a_damaged_result_is_told_and_others_are_read(serve: Callable[..., Server]) -> None:
-    """Pages and exports of the one job answer `integrity`; those of the other are whole."""
+    """Pages and exports of the one job answer `integrity`, or break off; those of the other are whole."""
     server = serve()
     texts = [f"row {index}" for index in range(50)]
     headers = {"Authorization": f"Bearer {KEY}"}
@@ -50,10 +49,12 @@ def test_a_damaged_result_is_told_and_others_are_read(serve: Callable[..., Serve
             client.wait(job_id, timeout=60)
         for job_id, damage in zip(damaged, DAMAGES.values(), strict=True):
             damage(file_of(server, job_id, "result"))
-        for job_id in damaged:
-            for params in ({}, {"format": "jsonl"}, {"format": "parquet"}):
+            with pytest.raises(httpx.RemoteProtocolError):  # the first rows had been sent
+                http.get(f"/api/jobs/{job_id}/results", params={"format": "jsonl"})
+            damage(file_of(server, job_id, "result", last=False))
+            for params in ({}, {"format": "jsonl"}, {"format": "csv"}, {"format": "parquet"}):
                 answer = http.get(f"/api/jobs/{job_id}/results", params=params)
-                assert (500, "integrity") == (answer.status_code, answer.json()["code"])
+                assert (500, "integrity") == (answer.status_code, answer.json()["code"]), params
     assert [] == violations(server.evidence(whole, echo_answers(texts)))
 
 

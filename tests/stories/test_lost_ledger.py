@@ -22,7 +22,7 @@ TRANSACTIONS = {
     "submit": (b"INSERT INTO jobs", b"COMMIT"),
     "window": (b"INSERT INTO windows", b"COMMIT"),
     "chunk": (b"result_blob=", b"COMMIT"),
-    "cancel": (b"input_complete", b"rows_in_hand=", b"COMMIT"),
+    "cancel": (b"rows_total=jobs.rows_read", b"COMMIT"),
 }
 
 

@@ -40,6 +40,7 @@ _NEXT: Mapping[str, str] = {
     "inputs_differ": "Submit the rows again under this key.",
     "stale_claim": "A newer attempt owns the job; leave it to that one, or cancel without a claim.",
     "cursor_lost": "Read your jobs by id, then follow the feed from a fresh cursor.",
+    "outcome_unknown": "Send it again: what has happened is found, and not done twice.",
     "shutting_down": "Try again in a moment.",
 }
 

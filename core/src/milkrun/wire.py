@@ -275,8 +275,8 @@ class Problem(_Answer):
     Every error answer (RFC 9457 problem details, `application/problem+json`).
 
     `code` is stable and what programs look at: invalid_request, missing_column, unknown_model, unauthenticated,
-    not_found, idempotency_mismatch, inputs_differ, stale_claim, cursor_lost, input_too_large, shutting_down,
-    integrity, internal.
+    not_found, idempotency_mismatch, inputs_differ, stale_claim, cursor_lost, input_too_large, outcome_unknown,
+    shutting_down, integrity, internal.
     """
 
     type: str = "about:blank"

@@ -74,6 +74,14 @@ async def upload_too_large(api: Api, patch: pytest.MonkeyPatch) -> httpx.Respons
     return await api.mine.post("/api/files", params={"format": "jsonl"}, content=SECRET.encode() * 100)
 
 
+async def outcome_unknown(api: Api, patch: pytest.MonkeyPatch) -> httpx.Response:
+    def lost(*_: Any) -> None:
+        raise errors.OutcomeUnknown("lost at its commit")
+
+    patch.setattr(api.engine.store.jobs, "submit", lost)
+    return await api.mine.post("/api/jobs", json={"rows": [SECRET]})
+
+
 async def shutting_down(api: Api, _: Any) -> httpx.Response:
     api.engine.refuse()
     return await api.mine.post("/api/jobs", json={"rows": [SECRET]})
@@ -119,6 +127,7 @@ REACHED: list[tuple[Reach, int, str]] = [
     (cursor_lost, 410, "cursor_lost"),
     (body_too_large, 413, "input_too_large"),
     (upload_too_large, 413, "input_too_large"),
+    (outcome_unknown, 503, "outcome_unknown"),
     (shutting_down, 503, "shutting_down"),
     (integrity, 500, "integrity"),
     (integrity_of_an_export, 500, "integrity"),
