@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from standardwebhooks import Webhook
+from stories.proxy import FaultProxy
 from stories.receiver import Receiver, Reply
 from stories.server import Server, wait_for
 
@@ -51,3 +52,33 @@ def test_a_server_killed_between_two_attempts_goes_on_after_its_restart(serve: C
             server.start()
             wait_for(lambda: len(busy.heard) > heard, what="another attempt")
     assert {("GET", "/api/flow_runs/run_1")} == {(request.method, request.path) for request in busy.heard}
+
+
+def test_an_answer_that_is_reset_on_its_way_is_asked_for_again(serve: Callable[..., Server]) -> None:
+    """The receiver has the first message; the engine does not know, and repeats it under the same id."""
+    with Receiver() as receiver, FaultProxy("127.0.0.1", int(receiver.url.rpartition(":")[2])) as proxy:
+        server = serve()
+        proxy.cut_after(b"webhook-signature", b'"job.')
+        with server.client() as client:
+            job_id = client.infer(["a"], callback=mr.Callback(url=f"http://127.0.0.1:{proxy.port}/", secret=SECRET))
+            client.wait(job_id, timeout=60)
+            first, second = receiver.wait(2, seconds=60)
+    assert 1 == proxy.cuts
+    assert (first.headers["webhook-id"], first.body) == (second.headers["webhook-id"], second.body)
+
+
+def test_a_receiver_in_a_black_hole_holds_up_no_other_and_hears_in_the_end(serve: Callable[..., Server]) -> None:
+    """Nothing is passed on, and nothing refused: the attempt ends by its own deadline."""
+    with Receiver() as far, Receiver() as near, FaultProxy("127.0.0.1", int(far.url.rpartition(":")[2])) as proxy:
+        server = serve()
+        proxy.black_hole()
+        with server.client() as client:
+            lost = client.infer(["a"], callback=mr.Callback(url=f"http://127.0.0.1:{proxy.port}/", secret=SECRET))
+            client.wait(lost, timeout=60)
+            wait_for(lambda: proxy.connections, what="the first attempt")
+            heard = client.infer(["b"], callback=mr.Callback(url=near.url, secret=SECRET))
+            client.wait(heard, timeout=60)
+            near.wait(1)
+            assert not far.heard
+            proxy.heal()
+            far.wait(1, seconds=90)

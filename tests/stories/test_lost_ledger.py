@@ -22,7 +22,7 @@ TRANSACTIONS = {
     "submit": (b"INSERT INTO jobs", b"COMMIT"),
     "window": (b"INSERT INTO windows", b"COMMIT"),
     "chunk": (b"result_blob=", b"COMMIT"),
-    "cancel": (b"input_complete", b"rows_in_hand=", b"COMMIT"),
+    "cancel": (b"rows_total=jobs.rows_read", b"COMMIT"),
 }
 
 
@@ -42,7 +42,7 @@ def proxy(postgres: Any) -> Iterator[FaultProxy]:
 
 
 @pytest.fixture
-def serve_behind(serve: Callable[..., Server], postgres: Any, place: Place, proxy: FaultProxy) -> Callable[..., Server]:
+def serve_behind(postgres: Any, place: Place, proxy: FaultProxy, serve: Callable[..., Server]) -> Callable[..., Server]:
     """Starts an engine whose database is reached through the proxy."""
     url = {"MILKRUN_DATABASE_URL": postgres.at(place.database, proxy.port)}
     return lambda **arguments: serve(shared=place, environ=url, **arguments)

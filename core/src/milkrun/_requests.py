@@ -45,6 +45,7 @@ _NEXT: Mapping[str, str] = {
     "nothing_to_retry": "Take its results as they are.",
     "input_deleted": "Submit the rows again.",
     "cursor_lost": "Read your jobs by id, then follow the feed from a fresh cursor.",
+    "outcome_unknown": "Send it again: what has happened is found, and not done twice.",
     "shutting_down": "Try again in a moment.",
     "disk_full": "Make room on the engine's disk, then submit again; running jobs go on by themselves.",
 }

@@ -62,11 +62,6 @@ async def stale_claim(api: Api, _: Any) -> httpx.Response:
     return await api.mine.post(f"/api/jobs/{first['job']['id']}/cancel", json={"claim": first["claim"]})
 
 
-async def not_ended(api: Api, _: Any) -> httpx.Response:
-    job = (await api.submit([SECRET]))["job"]
-    return await api.mine.post(f"/api/jobs/{job['id']}/retry")
-
-
 async def nothing_to_retry(api: Api, _: Any) -> httpx.Response:
     return await api.mine.post(f"/api/jobs/{await api.done([SECRET])}/retry")
 
@@ -90,6 +85,14 @@ async def body_too_large(api: Api, patch: pytest.MonkeyPatch) -> httpx.Response:
 async def upload_too_large(api: Api, patch: pytest.MonkeyPatch) -> httpx.Response:
     patch.setattr(jobs_service, "MAX_UPLOAD_BYTES", 1_000)
     return await api.mine.post("/api/files", params={"format": "jsonl"}, content=SECRET.encode() * 100)
+
+
+async def outcome_unknown(api: Api, patch: pytest.MonkeyPatch) -> httpx.Response:
+    def lost(*_: Any) -> None:
+        raise errors.OutcomeUnknown("lost at its commit")
+
+    patch.setattr(api.engine.store.jobs, "submit", lost)
+    return await api.mine.post("/api/jobs", json={"rows": [SECRET]})
 
 
 async def shutting_down(api: Api, _: Any) -> httpx.Response:
@@ -167,6 +170,7 @@ REACHED: list[tuple[Reach, int, str]] = [
     (cursor_lost, 410, "cursor_lost"),
     (body_too_large, 413, "input_too_large"),
     (upload_too_large, 413, "input_too_large"),
+    (outcome_unknown, 503, "outcome_unknown"),
     (shutting_down, 503, "shutting_down"),
     (disk_full, 507, "disk_full"),
     (upload_to_a_full_ledger, 507, "disk_full"),

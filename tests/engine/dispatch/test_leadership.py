@@ -126,3 +126,17 @@ async def test_who_stops_leaves_the_post_to_others_at_once(lead: Any) -> None:
     await two.run_once()
     assert ["start"] == two_log
     await asyncio.gather(one.stop(), two.stop())
+
+
+async def test_each_crew_knows_its_term(lead: Any, world: World) -> None:
+    """Else one that lost the post while it started could take its successor's leases."""
+    (one, _), (two, _) = lead("one"), lead("two")
+    terms: list[int] = []
+    for leadership_of in (one, two):
+        make = leadership_of._make_crew
+        leadership_of._make_crew = lambda term, make=make: (terms.append(term), make(term))[1]
+    await one.run_once()
+    world.advance(LEASE_SECONDS + 1)
+    await two.run_once()
+    await one.run_once()
+    assert [1, 2] == terms

@@ -20,6 +20,7 @@ from milkrun_engine.dispatch.housekeeping import Sweeper
 from milkrun_engine.dispatch.preparer import Preparer
 from milkrun_engine.dispatch.recorder import Recorder
 from milkrun_engine.dispatch.work import ChunkWork
+from milkrun_engine.domain.errors import OutcomeUnknown
 from milkrun_engine.domain.leases import Lease
 from milkrun_engine.replicas.base import Outcome
 from milkrun_engine.service.signals import Signals
@@ -186,3 +187,52 @@ async def test_the_sweeper_deletes_what_is_old_and_unnamed_only(world: World, th
     assert len(left) == Sweeper(store=world.store, blobs=world.blobs, threads=threads).sweep()
     found = {str(path.relative_to(world.blobs.root)) for path in world.blobs.root.rglob("*") if path.is_file()}
     assert found == {*kept, "inputs/new"}
+
+
+def outcome_is_unknown(verb: Callable[..., Any]) -> Callable[..., Any]:
+    """The first call is lost with the ledger's connection, and its transaction is still on its way."""
+    calls: list[Any] = []
+
+    def lost(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise OutcomeUnknown("lost at its commit")
+        return verb(*arguments)
+
+    return lost
+
+
+async def test_a_window_whose_outcome_is_unknown_leaves_its_files_to_the_sweeper(
+    world: World, threads: Threads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ledger may name them in a moment, although it does not yet."""
+    world.submit(24)
+    monkeypatch.setattr(world.store.jobs, "commit_window", outcome_is_unknown(world.store.jobs.commit_window))
+    preparer = preparer_of(world, threads)
+    with pytest.raises(OutcomeUnknown):
+        await preparer.run_once()
+    left = files(world)
+    assert left
+    await preparer.run_once()
+    assert left < files(world)
+    assert files(world) - left == world.store.named_blobs(sorted(files(world)))
+
+
+async def test_a_dropped_result_whose_outcome_is_unknown_leaves_its_file_to_the_sweeper(
+    world: World, threads: Threads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lease is gone because the commit happened, perhaps: who waits is woken to see."""
+    world.prepared(8)
+    [lease] = world.claim()
+    before, work = files(world), whole(world, lease)
+    monkeypatch.setattr(world.store.chunks, "record", outcome_is_unknown(world.store.chunks.record))
+    made = recorder_of(world, threads)
+    waiter = made._signals.subscribe(world.tenant)
+    monkeypatch.setattr(recorder, "_RETRY_SECONDS", 0.2)
+    recording = asyncio.create_task(made.record(work))
+    await until(lambda: len(files(world) - before) == 1)
+    work.is_dropped = True
+    await recording
+    assert len(files(world) - before) == 1
+    assert waiter.is_set()
+    assert {lease.job_id} == made.changed_jobs

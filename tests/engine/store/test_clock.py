@@ -70,3 +70,16 @@ def test_two_ledger_clocks_agree_on_one_ledger(world: World) -> None:
     assert later.chunks.expired()
     assert later.chunks.rescue() == 1
     later.close()
+
+
+def test_a_jump_of_the_clock_takes_no_lease_from_who_works_on(world: World) -> None:
+    """A dispatcher rescues what nobody holds any more, never what it holds itself."""
+    world.prepared(24)
+    [mine], [lost] = world.claim(), world.claim()
+    world.advance(3_600)
+    assert world.store.chunks.expired([mine.chunk_id])
+    assert 1 == world.store.chunks.rescue([mine.chunk_id])
+    assert not world.store.chunks.expired([mine.chunk_id])
+    assert {mine.chunk_id} == world.store.chunks.renew("one", {(mine.chunk_id, mine.epoch): 0})
+    assert world.finish(mine).accepted
+    assert not world.finish(lost).accepted

@@ -77,7 +77,9 @@ class Crew:
         self.callbacks = Callbacks(store=store, threads=threads, signals=signals, sender=Sender(egress))
         self._preparer = Preparer(store=store, blobs=blobs, threads=threads, signals=signals, models=models)
         self._progress = Progress(store=store, threads=threads, signals=signals, recorder=self.dispatcher.recorder)
-        self._rescuer = Rescuer(store=store, threads=threads, signals=signals, metrics=metrics)
+        self._rescuer = Rescuer(
+            store=store, threads=threads, signals=signals, metrics=metrics, in_hand=self.dispatcher.chunks_in_hand
+        )
         self._expirer = Expirer(store=store, threads=threads, signals=signals)
         self._sweeper = Sweeper(store=store, blobs=blobs, threads=threads)
         self._tasks: list[asyncio.Task[None]] = []

@@ -97,9 +97,7 @@ class Dispatcher:
     async def _heartbeat(self) -> None:
         """Renew the leases, with how far each chunk is."""
         await asyncio.sleep(HEARTBEAT_SECONDS)
-        in_hand: dict[tuple[int, int], int] = {}
-        for pool in self.pools.values():
-            in_hand |= pool.leases_in_hand()
+        in_hand = self._leases_in_hand()
         if not in_hand:
             return
         held = await self._threads.write(self._store.chunks.renew, self._owner, in_hand)
@@ -108,6 +106,16 @@ class Dispatcher:
         for pool in self.pools.values():
             self.recorder.changed_jobs.update(work.lease.job_id for work in pool.works.values())
             await pool.drop_lost(asked, held)
+
+    def _leases_in_hand(self) -> dict[tuple[int, int], int]:
+        in_hand: dict[tuple[int, int], int] = {}
+        for pool in self.pools.values():
+            in_hand |= pool.leases_in_hand()
+        return in_hand
+
+    def chunks_in_hand(self) -> set[int]:
+        """The chunks that are worked on."""
+        return {chunk_id for chunk_id, _ in self._leases_in_hand()}
 
     def _job_stopped(self, job_id: str) -> None:
         for pool in self.pools.values():

@@ -4,6 +4,7 @@ Small duties that keep the ledger and the blobs in order: rescuer, expirer, prog
 
 import asyncio
 import logging
+from collections.abc import Callable, Collection
 
 from milkrun_engine.blobs.local import LocalBlobs
 from milkrun_engine.dispatch.recorder import Recorder
@@ -25,19 +26,34 @@ _REMEMBERED_SECONDS = 30 * 86_400.0  # a reader of the feed that was away for lo
 
 
 class Rescuer:
-    """Gives back leases that ended without a renewal."""
+    """
+    Gives back leases that ended without a renewal.
 
-    def __init__(self, *, store: Store, threads: Threads, signals: Signals, metrics: Metrics) -> None:
+    Args:
+        in_hand: the chunks that this process works on. A clock that was set forward ends their leases, too, and
+            whoever renews them knows better.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        threads: Threads,
+        signals: Signals,
+        metrics: Metrics,
+        in_hand: Callable[[], Collection[int]],
+    ) -> None:
         self._store = store
         self._threads = threads
         self._signals = signals
         self._metrics = metrics
+        self._in_hand = in_hand
 
     async def run_once(self) -> None:
         """Look once, after a pause."""
         await asyncio.sleep(_RESCUE_SECONDS)
-        if await self._threads.read(self._store.chunks.expired):
-            count = await self._threads.write(self._store.chunks.rescue)
+        if await self._threads.read(self._store.chunks.expired, self._in_hand()):
+            count = await self._threads.write(self._store.chunks.rescue, self._in_hand())
             log.warning("leases rescued", extra={"action": "leases_rescued", "count": count})
             self._metrics.rescued(count)
             self._signals.to_dispatch.set()

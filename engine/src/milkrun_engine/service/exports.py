@@ -68,26 +68,27 @@ def _page_row(row: dict[str, Any]) -> dict[str, Any]:
 
 def _jsonl(tables: Iterator[pa.Table]) -> Iterator[bytes]:
     for table in tables:
-        lines = bytearray()
-        for row in _rows(table):
-            ordered = {name: row[name] for name in EXPORT_COLUMNS}
-            ordered["output"] = None if row["output"] is None else msgspec.Raw(row["output"])
-            lines += _encode(ordered) + b"\n"
-        yield bytes(lines)
+        yield b"".join(map(_line, _rows(table)))  # a slow reader holds it for long, so it is held once
+
+
+def _line(row: dict[str, Any]) -> bytes:
+    ordered = {name: row[name] for name in EXPORT_COLUMNS}
+    ordered["output"] = None if row["output"] is None else msgspec.Raw(row["output"])
+    return _encode(ordered) + b"\n"
 
 
 def _csv(tables: Iterator[pa.Table]) -> Iterator[bytes]:
     sink = io.StringIO()
     writer = csv.writer(sink)  # RFC 4180; with its line ends a carriage return in an answer is quoted too
     writer.writerow(EXPORT_COLUMNS)
-    yield sink.getvalue().encode()
-    for table in tables:
-        sink.seek(0)
-        sink.truncate()
+    for table in tables:  # the header goes with the first rows, so that what fails with them is no file at all
         for row in _rows(table):
             row["output"] = _text(row["output"])
             writer.writerow([row[name] for name in EXPORT_COLUMNS])
         yield sink.getvalue().encode()
+        sink.seek(0)
+        sink.truncate()
+    yield sink.getvalue().encode()
 
 
 def _text(output: bytes | None) -> str | None:

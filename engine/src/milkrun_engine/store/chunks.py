@@ -2,7 +2,7 @@
 Chunks: claim, renew, suspect, record, release; and what readers of results need.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from sqlalchemy import ColumnElement, Connection, and_, func, select, update
 
@@ -179,10 +179,13 @@ class Chunks:
             return True
 
     @transaction
-    def rescue(self) -> int:
-        """Give back the leases that ended without a renewal."""
+    def rescue(self, but: Collection[int] = ()) -> int:
+        """Give back the leases that ended without a renewal, `but` those of these chunks."""
         with self._database.write() as connection:
-            return self._free(connection, chunks.c.lease_expires_at < self._database.now)
+            return self._free(connection, self._is_late(but))
+
+    def _is_late(self, but: Collection[int]) -> ColumnElement[bool]:
+        return and_(chunks.c.lease_expires_at < self._database.now, chunks.c.id.not_in(but))
 
     def _free(self, connection: Connection, matching: ColumnElement[bool]) -> int:
         # None that its dispatcher is just renewing.
@@ -196,12 +199,10 @@ class Chunks:
         )
         return freed.rowcount
 
-    def expired(self) -> bool:
+    def expired(self, but: Collection[int] = ()) -> bool:
         """Whether there is a lease to rescue (a read: most of the time there is none)."""
         with self._database.read() as connection:
-            late = select(chunks.c.id).where(
-                chunks.c.state == ChunkState.leased, chunks.c.lease_expires_at < self._database.now
-            )
+            late = select(chunks.c.id).where(chunks.c.state == ChunkState.leased, self._is_late(but))
             return connection.execute(late.limit(1)).first() is not None
 
     def busy_pools(self) -> set[str]:
