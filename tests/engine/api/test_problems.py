@@ -10,6 +10,7 @@ import pytest
 from fix_api import Api
 
 from milkrun import wire
+from milkrun.status import CallbackState
 from milkrun_engine.api import limits
 from milkrun_engine.api.native.errors import STATUS
 from milkrun_engine.domain import errors
@@ -52,6 +53,13 @@ async def idempotency_mismatch(api: Api, _: Any) -> httpx.Response:
 async def inputs_differ(api: Api, _: Any) -> httpx.Response:
     await api.submit([SECRET], idempotency_key="k")
     return await api.mine.post("/api/jobs/attach", json={"idempotency_key": "k", "input_hash": "0" * 64})
+
+
+async def callback_delivered(api: Api, _: Any) -> httpx.Response:
+    await api.done([3], callback={"url": "http://127.0.0.1:9/"})
+    [due] = api.engine.store.callbacks.due(1)
+    api.engine.store.callbacks.mark(due.id, CallbackState.delivered, None)
+    return await api.mine.post(f"/api/callbacks/{due.id}/replay")
 
 
 async def stale_claim(api: Api, _: Any) -> httpx.Response:
@@ -116,6 +124,7 @@ REACHED: list[tuple[Reach, int, str]] = [
     (idempotency_mismatch, 422, "idempotency_mismatch"),
     (inputs_differ, 409, "inputs_differ"),
     (stale_claim, 409, "stale_claim"),
+    (callback_delivered, 409, "callback_delivered"),
     (cursor_lost, 410, "cursor_lost"),
     (body_too_large, 413, "input_too_large"),
     (upload_too_large, 413, "input_too_large"),
