@@ -1,5 +1,5 @@
 """
-All checks and all tests in one command: lint, import rules, types, then pytest in each environment.
+All checks and all tests in one command: lint, import rules, types, then pytest in each environment, in two lanes.
 
     python3 tests/run.py
 
@@ -14,7 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -58,21 +59,49 @@ def main() -> int:
     environments.require_python()
     environments.create(*TESTS)
     failed = [name for name, command in CHECKS.items() if not step(name, command)]
+    allowed = {0, _NO_TESTS} if sys.argv[1:] else {0}
     with tempfile.TemporaryDirectory(prefix="milkrun-tests-") as folder:
-        for name, arguments in TESTS.items():
-            report = Path(folder) / f"{name}.xml"
-            command = [str(environments.python(name)), "-m", "pytest", f"--junit-xml={report}", *arguments]
-            command += sys.argv[1:]
-            allowed = {0, _NO_TESTS} if sys.argv[1:] else {0}
-            if name != "engine":
+        # The engine's own tests take as long as all the others, and both wait a lot: they run side by side.
+        with beside(pytest_in("engine", Path(folder)), Path(folder) / "engine.log") as engine:
+            for name in TESTS:
+                if name == "engine":
+                    continue
+                command = pytest_in(name, Path(folder))
                 failed += [] if step(f"tests in the {name} environment", command, allowed) else [f"tests ({name})"]
-                print(f"    {counts(report)}", flush=True)
-            else:  # the last one: its closing line is ours
-                print(f"--- tests in the {name} environment", flush=True)
-                failed += [] if run(command) in allowed else [f"tests ({name})"]
-    if failed and failed != ["tests (engine)"]:
-        print(f"failed: {', '.join(failed)}", flush=True)
-    return 1 if failed else 0
+                print(f"    {counts(Path(folder) / f'{name}.xml')}", flush=True)
+            if failed:
+                print(f"failed: {', '.join(failed)}", flush=True)
+            print("--- tests in the engine environment, since then", flush=True)
+            status = engine()  # its closing line is ours
+    return 1 if failed or status not in allowed else 0
+
+
+def pytest_in(name: str, folder: Path) -> list[str]:
+    """Return the command that runs an environment's tests."""
+    report = f"--junit-xml={folder / name}.xml"
+    return [str(environments.python(name)), "-m", "pytest", report, *TESTS[name], *sys.argv[1:]]
+
+
+@contextmanager
+def beside(command: list[str], log: Path) -> Iterator[Callable[[], int]]:
+    """Run a command in the background; the function shows what it has said and says, and returns its exit code."""
+    with log.open("wb") as out, log.open("rb") as said:
+        process = subprocess.Popen(command, cwd=ROOT, env=environ(), stdout=out, stderr=subprocess.STDOUT)
+
+        def follow() -> int:
+            while True:
+                ended = process.poll() is not None
+                sys.stdout.buffer.write(said.read())
+                sys.stdout.buffer.flush()
+                if ended:
+                    return process.returncode
+                time.sleep(0.5)
+
+        try:
+            yield follow
+        finally:
+            process.terminate()
+            process.wait()
 
 
 def step(name: str, command: list[str], allowed: Collection[int] = (0,)) -> bool:
@@ -86,8 +115,12 @@ def step(name: str, command: list[str], allowed: Collection[int] = (0,)) -> bool
 
 def run(command: list[str]) -> int:
     """Run a command from the top of the checkout; returns its exit code."""
-    environment = {**os.environ, "PATH": f"{environments.python('engine').parent}{os.pathsep}{os.environ['PATH']}"}
-    return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+    return subprocess.run(command, cwd=ROOT, env=environ(), check=False).returncode
+
+
+def environ() -> dict[str, str]:
+    """Return the variables of every command: the engine environment's tools come first."""
+    return {**os.environ, "PATH": f"{environments.python('engine').parent}{os.pathsep}{os.environ['PATH']}"}
 
 
 def counts(report: Path) -> str:

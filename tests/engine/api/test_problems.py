@@ -11,6 +11,7 @@ import pytest
 from fix_api import Api
 
 from milkrun import wire
+from milkrun.status import CallbackState
 from milkrun_engine.api import limits
 from milkrun_engine.api.native.errors import STATUS
 from milkrun_engine.blobs.files import FileSystem
@@ -54,6 +55,13 @@ async def idempotency_mismatch(api: Api, _: Any) -> httpx.Response:
 async def inputs_differ(api: Api, _: Any) -> httpx.Response:
     await api.submit([SECRET], idempotency_key="k")
     return await api.mine.post("/api/jobs/attach", json={"idempotency_key": "k", "input_hash": "0" * 64})
+
+
+async def callback_delivered(api: Api, _: Any) -> httpx.Response:
+    await api.done([3], callback={"url": "http://127.0.0.1:9/"})
+    [due] = api.engine.store.callbacks.due(1)
+    api.engine.store.callbacks.mark(due.id, CallbackState.delivered, None)
+    return await api.mine.post(f"/api/callbacks/{due.id}/replay")
 
 
 async def stale_claim(api: Api, _: Any) -> httpx.Response:
@@ -167,6 +175,7 @@ REACHED: list[tuple[Reach, int, str]] = [
     (already_ended, 409, "already_ended"),
     (nothing_to_retry, 409, "nothing_to_retry"),
     (input_deleted, 409, "input_deleted"),
+    (callback_delivered, 409, "callback_delivered"),
     (cursor_lost, 410, "cursor_lost"),
     (body_too_large, 413, "input_too_large"),
     (upload_too_large, 413, "input_too_large"),

@@ -62,7 +62,8 @@ def blobs(root: Path, ledger_id: str | None, owner: str | None, *, has_marked: b
 def models(declared: Sequence[ModelSpec] | str) -> Finding:
     """Whether the models' file can be read and their weights are there; the words of what is wrong with it."""
     if isinstance(declared, str):
-        return wrong("models", declared, "correct the file that MILKRUN_MODELS names")
+        words = " ".join(declared.split())  # a YAML parser draws pictures
+        return wrong("models", words, "correct the file that MILKRUN_MODELS names")
     missing = [model.name for model in declared if model.replica == "vllm" and not _has_weights(model.weights)]
     names = ", ".join(model.name for model in declared)
     if missing:
