@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -60,19 +60,19 @@ def main() -> int:
     environments.create(*TESTS)
     failed = [name for name, command in CHECKS.items() if not step(name, command)]
     allowed = {0, _NO_TESTS} if sys.argv[1:] else {0}
-    with tempfile.TemporaryDirectory(prefix="milkrun-tests-") as folder:
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="milkrun-tests-")))
         # The engine's own tests take as long as all the others, and both wait a lot: they run side by side.
-        with beside(pytest_in("engine", Path(folder)), Path(folder) / "engine.log") as engine:
-            for name in TESTS:
-                if name == "engine":
-                    continue
-                command = pytest_in(name, Path(folder))
-                failed += [] if step(f"tests in the {name} environment", command, allowed) else [f"tests ({name})"]
-                print(f"    {counts(Path(folder) / f'{name}.xml')}", flush=True)
-            if failed:
-                print(f"failed: {', '.join(failed)}", flush=True)
-            print("--- tests in the engine environment, since then", flush=True)
-            status = engine()  # its closing line is ours
+        engine = stack.enter_context(beside(pytest_in("engine", folder), folder / "engine.log"))
+        for name in TESTS:
+            if name != "engine":
+                good = step(f"tests in the {name} environment", pytest_in(name, folder), allowed)
+                failed += [] if good else [f"tests ({name})"]
+                print(f"    {counts(folder / f'{name}.xml')}", flush=True)
+        if failed:
+            print(f"failed: {', '.join(failed)}", flush=True)
+        print("--- tests in the engine environment, since then", flush=True)
+        status = engine()  # its closing line is ours
     return 1 if failed or status not in allowed else 0
 
 
