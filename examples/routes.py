@@ -44,6 +44,11 @@ ROUTES = {
     "prefect": Route("prefect", "prefect/route.py"),
 }
 
+LEGEND = (
+    "One row is longer than the model's context on purpose: it fails alone. The model is a toy, and often wrong.",
+    "Seconds are from asking for the run to its end; those of the first route have the model's loading in them.",
+)
+
 
 def main() -> int:
     """Run the wanted routes one after the other, compare, and say by the exit code whether everything held."""
@@ -71,6 +76,7 @@ def main() -> int:
     for problem in problems:
         console.print(f"[red]not as it should be:[/] {escape(problem)}", soft_wrap=True)
     milkrun = Path(sys.executable).parent / "milkrun"
+    console.print("Next: the code is in examples/, the guides are in */docs/guide.md and the README.", soft_wrap=True)
     console.print("The engine stays warm, and stops by itself after ten idle minutes or by:", soft_wrap=True)
     console.print(f"    {milkrun} stop", soft_wrap=True, highlight=False)
     return 1 if problems else 0
@@ -119,12 +125,14 @@ def show(reports: Sequence[Report]) -> None:
         "tokens in": lambda report: f"{report.prompt_tokens:,}",
         "tokens out": lambda report: f"{report.completion_tokens:,}",
         "tokens cached": lambda report: f"{report.cached_tokens:,}",
-        "agreement": lambda report: report.agreement,
+        "same as a person": lambda report: report.agreement,
         "what waited": lambda report: report.waited,
     }
     for name, value in lines.items():
         table.add_row(name, *map(value, reports))
     console.print(table)
+    for line in LEGEND:
+        console.print(line, soft_wrap=True, highlight=False)
     for report in reports:
         console.print(f"{report.route}: {report.page}", soft_wrap=True, highlight=False)
 

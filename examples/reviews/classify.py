@@ -32,7 +32,8 @@ def main() -> None:
     rows = read_rows()
 
     console.print(
-        f"{len(rows)} reviews. The engine starts by itself; the model takes a moment the first time.", soft_wrap=True
+        f"{len(rows)} reviews. The engine starts by itself; the model takes some minutes to load the first time.",
+        soft_wrap=True,
     )
     began = time.monotonic()
     job_id = mr.infer(rows, output_schema=LABELS, sampling=SAMPLING, key_column="id", name="Customer reviews")
@@ -57,7 +58,8 @@ def await_with_bar(job_id: str) -> mr.Results:
             nonlocal said
             state = (job.waiting_reason or job.status.value).replace("_", " ")
             progress.update(task, description=state, completed=job.rows_done, total=job.rows_total)
-            line = f"{state}: {job.rows_done // 50 * 50} of {job.rows_total or '?'} rows"
+            done = job.rows_done if job.is_terminal else job.rows_done // 50 * 50
+            line = f"{state}: {done} of {job.rows_total or '?'} rows"
             if not console.is_terminal and line != said:
                 console.print(said := line)
 
@@ -69,8 +71,8 @@ def show_answers(answers: list[mr.ResultRow]) -> None:
     table = Table(title="First rows", title_justify="left", expand=True)
     table.add_column("key", no_wrap=True)
     table.add_column("review", no_wrap=True, ratio=1)
-    table.add_column("answer", no_wrap=True, min_width=8)
-    table.add_column("label", no_wrap=True, min_width=8)
+    table.add_column("model says", no_wrap=True, min_width=10)
+    table.add_column("a person says", no_wrap=True, min_width=13)
     for review, answer in list(zip(with_one_too_long(read_reviews()), answers, strict=True))[:SHOWN]:
         table.add_row(answer.key, escape(review["text"]), answer.text, review["label"])
     console.print(table)

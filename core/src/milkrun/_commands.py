@@ -6,6 +6,7 @@ commands by the entry-point group `milkrun.commands`: each entry is a `typer.Typ
 """
 
 import json
+import shlex
 import shutil
 import sys
 import tempfile
@@ -21,17 +22,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from milkrun import _callback_commands, _outputs, outcome
+from milkrun import _callback_commands, _outputs, local, outcome
 from milkrun._bar import Bar
 from milkrun._client import Milkrun
 from milkrun._results import Results
 from milkrun.exceptions import JobError, MilkrunError, WaitTimeout
-from milkrun.status import JobKind, JobStatus, ResultFormat
+from milkrun.status import JobKind, JobStatus, OnMismatch, ResultFormat
 from milkrun.wire import Job, OutputSchema
 
 _EXITS = "Exit codes: 0 ok, 1 error, 2 wrong usage, 3 the job failed, was cancelled or expired, 4 the wait timed out."
 _SHOWN_ROWS = 20
 _ID_WIDTH = 26
+_PIPED_WIDTH = 160  # nobody's window ends there
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 app = typer.Typer(
     help="Batch LLM inference on your own machines.",
@@ -85,6 +87,7 @@ def submit(
     label: Labels = None,
     key_column: Annotated[str | None, typer.Option(help="The column that labels a row in the results.")] = None,
     idempotency_key: Annotated[str | None, typer.Option(help="The same key and inputs give the same job.")] = None,
+    on_mismatch: Annotated[OnMismatch, typer.Option(help="The key's job has other inputs.")] = OnMismatch.fail,
     window: Annotated[str | None, typer.Option(metavar="TIME", help="End as expired after this: 90m, 6h, 2d.")] = None,
     abort_after: Annotated[int | None, typer.Option(min=1, help="Fail as soon as so many rows have failed.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the end.")] = False,
@@ -114,6 +117,7 @@ def submit(
             labels=_labels(label),
             key_column=key_column,
             idempotency_key=idempotency_key,
+            on_mismatch=on_mismatch,
             completion_window=_span(window),
             abort_after_failed_rows=abort_after,
         )
@@ -188,14 +192,16 @@ def jobs(
         typer.echo(json.dumps([job.model_dump(mode="json") for job in found]))
         return
     whole = Column("job", no_wrap=True, min_width=_ID_WIDTH)  # it is there to be copied
-    table = Table(whole, "status", "rows", "failed", "model", "name", "created", box=None)
+    facts = [Column(name, no_wrap=True, min_width=len(name)) for name in ("status", "done", "failed", "created")]
+    rest = [Column(name, no_wrap=True, overflow="ellipsis") for name in ("model", "name")]
+    table = Table(whole, *facts, *rest, box=None)
     for job in found:
         total = "?" if job.rows_total is None else f"{job.rows_total:,}"
         rows = f"{job.rows_done:,}/{total}"
-        created = f"{job.created_at.astimezone():%Y-%m-%d %H:%M:%S}"
-        plain = (job.id, job.status.value, rows, str(job.rows_failed), job.model, job.name or "", created)
+        created = f"{job.created_at.astimezone():%m-%d %H:%M}"
+        plain = (job.id, job.status.value, rows, str(job.rows_failed), created, job.model, job.name or "")
         table.add_row(*map(escape, plain))
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH).print(table)
 
 
 @app.command()
@@ -268,6 +274,18 @@ def retry(
             return
         _err.print(f"job {job.id}  {job.url}", soft_wrap=True, highlight=False)
         _finish(client, job.id, timeout, output, as_json=as_json)
+
+
+@app.command()
+def env(context: typer.Context) -> None:
+    """
+    Print the local engine's address and key as shell lines: eval "$(milkrun env)". Starts it if need be.
+
+    It ends after ten idle minutes, and another one has another port: for a connection that lasts, run `milkrun serve`.
+    """
+    engine = local.ensure(context.obj["data_dir"] or local.default_data_dir())
+    for name, value in (("MILKRUN_URL", engine.url), ("MILKRUN_API_KEY", engine.api_key)):
+        typer.echo(f"export {name}={shlex.quote(value)}")
 
 
 def _finish(client: Milkrun, job_id: str, timeout: float | None, output: Path | None, *, as_json: bool) -> None:

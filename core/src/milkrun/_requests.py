@@ -37,7 +37,6 @@ _NEXT: Mapping[str, str] = {
     "unauthenticated": "Check MILKRUN_API_KEY or api_key=.",
     "not_found": "Check the id; the job may have been deleted, or belong to another key's tenant.",
     "unknown_model": "See models() for the names this engine knows.",
-    "idempotency_mismatch": 'Use another key, or on_mismatch="replace" to let the new inputs take this one.',
     "inputs_differ": "Submit the rows again under this key.",
     "not_ended": "Wait for its end, or cancel it.",
     "stale_claim": "A newer attempt owns the job; leave it to that one, or cancel without a claim.",
