@@ -47,8 +47,13 @@ def test_slow_and_vanishing_readers_harm_nobody(serve: Callable[..., Server]) ->
         client.wait(after, timeout=60)
         grown = process.memory_info().rss - before
         resetting.reset()
+        wait_for(lambda: _connections(process) <= READERS + 5, what="the end of the vanished ones' connections")
         assert [] == violations(server.evidence(after, echo_answers(quick)))
         assert ROWS == len(client.await_job_results(job_id).to_list())
         grown = max(grown, process.memory_info().rss - before)
         assert grown < 2 * READERS * MOST_BYTES_A_READER
         print(f"grown by {grown >> 10:,} KiB for {2 * READERS} readers")
+
+
+def _connections(process: psutil.Process) -> int:
+    return sum(each.status == psutil.CONN_ESTABLISHED for each in process.net_connections())

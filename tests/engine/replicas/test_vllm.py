@@ -180,6 +180,20 @@ async def test_abort_stops_at_once(model: ReplicaHandle) -> None:
     assert (await one(model, "Hi", sampling={"max_tokens": 1})).error_code is None
 
 
+async def test_an_engine_core_answers_a_beat_at_work_and_none_while_it_is_frozen(model: ReplicaHandle) -> None:
+    (core,) = [process for pid in (await model.ready()).pids if "EngineCore" in (process := psutil.Process(pid)).name()]
+    work = asyncio.create_task(outcomes_of(model, a_handout(["Tell a story."], sampling={"max_tokens": 200})))
+    await asyncio.wait_for(model.beat(), 30)
+    core.suspend()
+    beat = asyncio.create_task(model.beat())
+    try:
+        assert not (await asyncio.wait({beat}, timeout=3))[0]
+    finally:
+        core.resume()
+    await asyncio.wait_for(beat, 30)
+    await work
+
+
 async def test_a_killed_engine_core_is_told_and_leaves_nothing(model: ReplicaHandle) -> None:
     """Runs last of those that share the model: it takes it away."""
     processes = [psutil.Process(pid) for pid in (await model.ready()).pids]
