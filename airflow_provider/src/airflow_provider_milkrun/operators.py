@@ -45,8 +45,9 @@ class MilkrunSubmitOperator(BaseOperator):
         rows: a list of texts, of chat message lists or of dicts; another task's output; the path of a CSV, TSV,
             JSONL or Parquet file, here or in object storage; a text is a template for one of these. Rows
             themselves are never rendered as templates.
-        prompt, column, system_prompt, model, output_schema, sampling, key_column, kind, name, description:
-            as in `milkrun.SubmitOptions`. Prompts are not rendered as templates.
+        prompt, column, system_prompt, model, output_schema, sampling, key_column, kind, name, description,
+            completion_window, abort_after_failed_rows: as in `milkrun.SubmitOptions`. Prompts are not rendered as
+            templates.
         job_priority: 0 to 10, smaller is sooner; the connection's, or 1.
         reuse: `failed_rows` by default; `inputs_match` runs all rows of such a job again.
         labels: beside `dag_id`, `task_id`, `run_id` (and `map_index`), which every job of Airflow's carries.
@@ -73,6 +74,8 @@ class MilkrunSubmitOperator(BaseOperator):
         job_priority: int | None = None,
         name: str | None = None,
         description: str | None = None,
+        completion_window: timedelta | float | None = None,
+        abort_after_failed_rows: int | None = None,
         labels: Mapping[str, str] | None = None,
         reuse: mr.Reuse | str = mr.Reuse.failed_rows,
         milkrun_conn_id: str = MilkrunHook.default_conn_name,
@@ -91,6 +94,8 @@ class MilkrunSubmitOperator(BaseOperator):
         self.job_priority = job_priority
         self.name = name
         self.description = description
+        self.completion_window = completion_window
+        self.abort_after_failed_rows = abort_after_failed_rows
         self.labels = labels
         self.reuse = reuse
         self.milkrun_conn_id = milkrun_conn_id
@@ -136,6 +141,8 @@ class MilkrunSubmitOperator(BaseOperator):
             job_priority=next((each for each in (self.job_priority, engine.job_priority) if each is not None), 1),
             name=self.name or f"{ti.dag_id}.{ti.task_id}"[:200],
             description=self.description,
+            completion_window=self.completion_window,
+            abort_after_failed_rows=self.abort_after_failed_rows,
             labels={**(self.labels or {}), **labels},
             external_url=url if url.startswith(("http://", "https://")) and len(url) <= 2_000 else None,
             idempotency_key=engine.key_of(ti),

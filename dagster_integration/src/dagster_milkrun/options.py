@@ -3,6 +3,7 @@ What `milkrun_asset` takes: of the job, of the asset, of its op, and of this pac
 """
 
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any, Literal, TypedDict
 
 import dagster as dg
@@ -26,6 +27,8 @@ class InferOptions(TypedDict, total=False):
     kind: mr.JobKind | str
     job_priority: int
     reuse: mr.Reuse | str  #: failed_rows by default: a retry runs only the rows without a result
+    completion_window: float | timedelta | None  #: the job ends as expired after so long
+    abort_after_failed_rows: int | None  #: the job fails as soon as so many rows have failed
     on_mismatch: mr.OnMismatch | str  #: replace by default: inputs that changed since the last try get a new job
     labels: Mapping[str, str] | None  #: beside the asset's own
     callback: Callback | Mapping[str, Any] | None
