@@ -16,7 +16,7 @@ from stories.server import Server, wait_for
 
 pytestmark = pytest.mark.engine
 HOUR = 3_600
-ROWS = 1_500
+ROWS = 800
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

@@ -185,7 +185,8 @@ class Chunks:
             return self._free(connection, self._is_late(but))
 
     def _is_late(self, but: Collection[int]) -> ColumnElement[bool]:
-        return and_(chunks.c.lease_expires_at < self._database.now, chunks.c.id.not_in(but))
+        late = chunks.c.lease_expires_at < self._database.now
+        return and_(late, chunks.c.id.not_in(but)) if but else late
 
     def _free(self, connection: Connection, matching: ColumnElement[bool]) -> int:
         # None that its dispatcher is just renewing.
