@@ -61,10 +61,10 @@ def test_both_clients_reach_the_engine(engine):
 
     async def models():
         async with await MilkrunHook().get_async_client() as client:
-            return await client.models()
+            return [model.name for model in await client.models()]
 
     with MilkrunHook().get_client() as client:
-        assert client.models() == asyncio.run(models())
+        assert [model.name for model in client.models()] == asyncio.run(models())
 
 
 def test_many_triggers_look_up_once(engine, monkeypatch):

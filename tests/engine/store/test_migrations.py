@@ -3,13 +3,17 @@ The numbered migrations add up to the tables that the code knows.
 """
 
 from pathlib import Path
+from typing import Any
 
+import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from fix_store import World
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 from milkrun_engine.store import Store
+from milkrun_engine.store.database import connect
 from milkrun_engine.store.migrations import migrate
 from milkrun_engine.store.schema import metadata
 from milkrun_engine.store.sqlite import SqliteDatabase
@@ -64,3 +68,21 @@ def test_commits_are_on_disk_before_they_return(tmp_path: Path) -> None:
             name: connection.exec_driver_sql(f"PRAGMA {name}").scalar_one() for name in ("journal_mode", "synchronous")
         }
     assert pragmas == {"journal_mode": "wal", "synchronous": 2}
+
+
+def test_a_migration_may_take_longer_than_a_statement(postgres: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Postgres gives other statements some seconds, by its own clock and by ours."""
+    monkeypatch.setattr("milkrun_engine.store.postgres._STATEMENT_SECONDS", 1)
+    monkeypatch.setattr("milkrun_engine.store.postgres._Connection.answer_seconds", 1.0)
+    url = postgres.database()
+    database = connect(url)
+    try:
+        with database.writer.connect() as connection:
+            with database.unhurried(connection):
+                connection.exec_driver_sql("SELECT pg_sleep(2)")
+                connection.commit()
+            with pytest.raises(DBAPIError):
+                connection.exec_driver_sql("SELECT pg_sleep(20)")
+    finally:
+        database.close()
+        postgres.drop(url)

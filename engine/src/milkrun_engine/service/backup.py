@@ -142,8 +142,9 @@ class _Run:
         """Copy the ledger and what it names; returns when that was, and which blobs were not to be had."""
         ledger = SqliteDatabase(path)
         migrate(ledger)
-        with self._store.database.read() as source, ledger.write() as target:
-            made_at = float(scalar(source, self._store.database.now))
+        database = self._store.database
+        with database.read() as source, database.unhurried(source), ledger.write() as target:
+            made_at = float(scalar(source, database.now))
             copy_rows(source, target)
         missing: set[str] = set()
         listed: set[str] = set()

@@ -156,7 +156,7 @@ def _bring_rows(ledger: Database, place: str) -> None:
     """All of a ledger in one transaction, its tables included; nothing to do where an earlier try came so far."""
     database = connect(place)
     try:
-        with ledger.read() as source, database.writer.connect() as target:
+        with ledger.read() as source, database.writer.connect() as target, database.unhurried(target):
             database.lock(target, "migrations")
             if is_empty(target):
                 upgrade(target)

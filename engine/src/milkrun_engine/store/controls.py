@@ -78,7 +78,8 @@ class Controls:
         """
         mine = and_(jobs.c.tenant_id == tenant_id, jobs.c.id == job_id)
         key = select(jobs.c.idempotency_key).where(mine).scalar_subquery()
-        with self._database.write() as connection:
+        # A job of ten million rows has some ten thousand chunks.
+        with self._database.write() as connection, self._database.unhurried(connection):
             connection.execute(
                 delete(idempotency).where(
                     idempotency.c.tenant_id == tenant_id, idempotency.c.key == key, idempotency.c.job_id == job_id

@@ -64,6 +64,11 @@ class Database(ABC):
         """Whether the database went away before it answered."""
         return False
 
+    @contextmanager
+    def unhurried(self, connection: Connection) -> Iterator[None]:  # noqa: ARG002 (a file has no deadlines)
+        """For the transaction of this connection, let statements take as long as they need: a migration, a backup."""
+        yield
+
     def tell(self, messages: Sequence[str]) -> None:  # noqa: B027 (a database of one process has nobody to tell)
         """Send messages to every process that listens; may lose some, never waits for anybody."""
 

@@ -6,8 +6,10 @@ again. Readers see one snapshot (REPEATABLE READ). Neither waits for ever: not f
 and not for one over which nothing comes although it looks alive.
 """
 
+import math
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from threading import Event
 from typing import Any
 
@@ -105,6 +107,18 @@ class PostgresDatabase(Database):
         """See the base."""
         return error.connection_invalidated
 
+    @contextmanager
+    def unhurried(self, connection: Connection) -> Iterator[None]:
+        """See the base."""
+        driver: Any = connection.connection.driver_connection
+        for limit in ("statement_timeout", "idle_in_transaction_session_timeout"):
+            connection.exec_driver_sql(f"SET LOCAL {limit} = 0")
+        driver.answer_seconds = math.inf
+        try:
+            yield
+        finally:
+            driver.answer_seconds = _ANSWER_SECONDS
+
     def tell(self, messages: Sequence[str]) -> None:
         """See the base."""
         with self.writer.begin() as connection:
@@ -133,10 +147,12 @@ class PostgresDatabase(Database):
 class _Connection(psycopg.Connection[Any]):
     """Waits for an answer so long and no longer; one that did not come leaves it closed."""
 
+    answer_seconds = _ANSWER_SECONDS
+
     def wait(self, gen: PQGen[Any], *arguments: Any, **options: Any) -> Any:
         """Perform what a step of the protocol waits for."""
         try:
-            return super().wait(_bounded(gen), *arguments, **options)
+            return super().wait(_bounded(gen, self.answer_seconds), *arguments, **options)
         except _NoAnswerError:
             self.close()
             raise
@@ -146,15 +162,15 @@ class _NoAnswerError(psycopg.OperationalError):
     pass
 
 
-def _bounded(gen: PQGen[Any]) -> PQGen[Any]:
+def _bounded(gen: PQGen[Any], seconds: float) -> PQGen[Any]:
     """Take the same steps; what drives them comes by several times a second, also while nothing has come."""
-    until = time.monotonic() + _ANSWER_SECONDS
+    until = time.monotonic() + seconds
     try:
         wanted = next(gen)
         while True:
             ready = yield wanted
             if not ready and time.monotonic() >= until:
-                raise _NoAnswerError(f"the database did not answer within {_ANSWER_SECONDS:.0f} seconds")
+                raise _NoAnswerError(f"the database did not answer within {seconds:.0f} seconds")
             wanted = gen.send(ready)
     except StopIteration as finished:
         return finished.value

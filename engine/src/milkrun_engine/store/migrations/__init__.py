@@ -32,7 +32,7 @@ def migrate(database: Database) -> None:
     Raises:
         LedgerTooNew: a newer version of the engine made it.
     """
-    with database.writer.connect() as connection:
+    with database.writer.connect() as connection, database.unhurried(connection):
         database.lock(connection, "migrations")
         upgrade(connection)
         connection.commit()
