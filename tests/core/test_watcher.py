@@ -116,6 +116,19 @@ def test_a_missing_or_deleted_job_ends_its_own_wait_only(feed: Feed, watcher: mr
     assert "job_0" == other.result(WAIT).id
 
 
+def test_a_lost_cursor_may_mean_that_the_job_is_gone(feed: Feed, watcher: mr.Watcher, build: Any) -> None:
+    """As after a restore: nobody will ever tell of a job that was submitted behind the backup."""
+    future, other = watcher.watch("job_0"), watcher.watch("job_1")
+    while len(feed.asked_for("/api/changes")) < 2:
+        time.sleep(0.01)
+    del feed.jobs["job_0"]
+    feed.tell(build.problem(410, "cursor_lost"))
+    with pytest.raises(mr.NotFound, match="job_0"):
+        future.result(WAIT)
+    feed.end("job_1")
+    assert "job_1" == other.result(WAIT).id
+
+
 def test_a_lost_cursor_reads_the_jobs_anew(feed: Feed, watcher: mr.Watcher, build: Any) -> None:
     future = watcher.watch("job_0")
     while len(feed.asked_for("/api/changes")) < 2:

@@ -127,7 +127,7 @@ class Watcher:
             try:
                 if cursor is None:
                     cursor = self._ask(None).cursor
-                    self._settle(self._jobs(self._pending()))
+                    self._look(self._pending())
                 else:
                     news = self._ask(cursor)
                     cursor = news.cursor
@@ -149,9 +149,7 @@ class Watcher:
             began = time.monotonic()
             try:
                 if ids:
-                    found = self._jobs(ids)
-                    self._fail(sorted(set(ids) - {job.id for job in found}), deleted)
-                    self._settle(found)
+                    self._look(ids)
                 if time.monotonic() >= due:  # also while new waits keep coming
                     self._settle(self._moved())
                     due = time.monotonic() + self._progress_seconds
@@ -188,6 +186,12 @@ class Watcher:
     def _jobs(self, ids: list[str]) -> list[wire.Job]:
         link, driver = self._client._link, self._client._driver  # noqa: SLF001 (the same package)
         return driver.run(jobs_by_id(link, ids, policy=_retry.PATIENT))
+
+    def _look(self, ids: list[str]) -> None:
+        """Read jobs by id: they have ended, go on, or are gone."""
+        found = self._jobs(ids)
+        self._fail(sorted(set(ids) - {job.id for job in found}), deleted)
+        self._settle(found)
 
     def _pending(self) -> list[str]:
         with self._lock:

@@ -30,6 +30,7 @@ def backup(context: typer.Context, folder: Folder, data_dir: DataDir = None, as_
     from milkrun_engine.service import backup as service
 
     settings = settings_of(context, data_dir, "backup")
+    os.umask(0o077)  # it holds prompts and the secrets of callbacks
     try:
         service.check_version(settings.ledger)
         report = service.backup(settings.ledger, LocalBlobs(settings.blobs), folder)

@@ -56,7 +56,7 @@ class EngineSettings:
     idle_seconds: float = 600.0
     give_up_seconds: float = 1_800.0
     callback_private: bool | None = None
-    replica_silence_seconds: float = 60.0
+    replica_silence_seconds: float = 300.0
 
     @classmethod
     def read(cls, environ: Mapping[str, str] = os.environ, **arguments: Any) -> Self:

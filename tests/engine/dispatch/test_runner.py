@@ -90,6 +90,7 @@ class Bench:
         self.quarantine = Quarantine(self.suspect, self.settled)
         self.breaker = Breaker(give_up_seconds=60)
         self.reasons: list[str] = []
+        self.whole = False  # the chunk that was told of last
         self.runner = ReplicaRunner(
             spec=ModelSpec(name="echo", weights="", replica="echo"), pool=Place(handle), feed=self.feed,
             quarantine=self.quarantine, breaker=self.breaker, host=self, silence_seconds=silence_seconds,
@@ -100,6 +101,7 @@ class Bench:
 
     def settled(self, work: ChunkWork) -> None:
         """Nobody commits here."""
+        self.whole = work.is_whole
 
     def died(self, suspects: int) -> None:
         """Nobody counts here."""
@@ -238,3 +240,14 @@ async def test_a_replica_that_lies_is_killed_and_the_row_runs_again(lie: str) ->
     assert handle.kills == 1
     assert "it lied" in bench.reasons[0]
     assert [b'"ok"'] * 8 == [row.output for row in work.results.values()]
+
+
+async def test_a_chunk_whose_last_row_came_twice_is_committed_all_the_same() -> None:
+    handle = Handle()
+    handle.let.set()
+    handle.answer = LIES["twice"]
+    bench, work = Bench(handle), a_work(0, rows=1)
+    bench.feed.add(work)
+    async with bench.running():
+        await until(lambda: handle.kills == 1)
+        await until(lambda: bench.whole)

@@ -251,5 +251,17 @@ def test_lists_are_filtered(world: World) -> None:
     assert [live, ended] == listed(name="nightly*")
     assert [other] == listed(name="100%_*")
     assert [] == listed(name="100__*")
+    assert [] == listed(name="NIGHT*")
     assert ([other, live], [ended]) == (listed(created_after=between), listed(created_before=between))
     assert [ended] == listed(name="nightly*", labels={"team": "a"})
+
+
+def test_as_many_names_as_a_large_job_has_are_asked_for(world: World) -> None:
+    """More than a statement takes parameters."""
+    job_id = world.prepared(8)
+    world.run()
+    named = sorted(path.relative_to(world.blobs.root).as_posix() for path in world.blobs.root.rglob("*.parquet"))
+    assert {name for name in named if job_id in name} == set(named) != set()
+    assert set(named) == world.store.named_blobs(
+        [*(f"jobs/job_x/{number}.y.parquet" for number in range(70_000)), *named]
+    )

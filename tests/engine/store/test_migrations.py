@@ -13,7 +13,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from milkrun_engine.store import Store
-from milkrun_engine.store.database import connect
+from milkrun_engine.store.database import connect, unhurried
 from milkrun_engine.store.migrations import migrate
 from milkrun_engine.store.schema import metadata
 from milkrun_engine.store.sqlite import SqliteDatabase
@@ -78,7 +78,7 @@ def test_a_migration_may_take_longer_than_a_statement(postgres: Any, monkeypatch
     database = connect(url)
     try:
         with database.writer.connect() as connection:
-            with database.unhurried(connection):
+            with unhurried(connection):
                 connection.exec_driver_sql("SELECT pg_sleep(2)")
                 connection.commit()
             with pytest.raises(DBAPIError):

@@ -15,7 +15,7 @@ from milkrun.status import InputFormat, JobStatus, OnMismatch, Reuse
 from milkrun.wire import JobSpec
 from milkrun_engine.domain import planning
 from milkrun_engine.domain.errors import IdempotencyMismatch, InputDeleted, NotEnded, NotFound, NothingToRetry
-from milkrun_engine.domain.jobs import NewRetry, SubmitResult
+from milkrun_engine.domain.jobs import JobFilter, NewRetry, SubmitResult
 from milkrun_engine.replicas.base import Outcome
 
 KEY = "dag/task/run/1"
@@ -86,17 +86,19 @@ def test_tokens_of_rows_taken_over_are_not_counted_again(world: World) -> None:
 def test_everything_is_the_parents_unless_given(world: World) -> None:
     facts = {
         "name": "n", "description": "d", "labels": {"a": "b"}, "external_url": "https://a.test", "priority": 7,
-        "spec": JobSpec(sampling={"seed": 1}), "callback": {"url": "https://receiver.test/"},
+        "spec": JobSpec(sampling={"seed": 1}), "abort_after_failed_rows": 99, "callback": {"url": "https://receiver.test/"},
     }  # fmt: skip
     parent = world.job(ended(world, **facts))
     first = retry(world, parent.id).job
     same = ("kind", "model", "input_hash", "name", "description", "labels", "external_url", "priority")
+    same += ("abort_after_failed_rows",)
     assert {name: getattr(parent, name) for name in same} == {name: getattr(first, name) for name in same}
     world.store.jobs.cancel(world.tenant, first.id, None)
     given: dict[str, Any] = {"name": "", "labels": {"c": "d"}, "external_url": "https://b.test", "priority": 0}
     second = retry(world, parent.id, **given).job
     assert given == {name: getattr(second, name) for name in given}
-    assert [second.id] == [job.id for job in world.store.jobs.page(world.tenant, limit=9, labels={"c": "d"})]
+    mine = JobFilter(labels={"c": "d"})
+    assert [second.id] == [job.id for job in world.store.jobs.page(world.tenant, limit=9, wanted=mine)]
 
 
 def test_the_key_goes_with_it_where_the_parent_still_holds_it(world: World) -> None:

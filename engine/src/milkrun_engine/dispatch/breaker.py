@@ -32,6 +32,10 @@ class Breaker:
         self.failures += 1
         self.reason = reason
 
+    def worked(self) -> None:
+        """The model ran for a while, or one row ended it: what fails from now on is a new series in time."""
+        self._first_at = time.monotonic()
+
     def reset(self) -> None:
         """Forget the failures: the model works, or a new series begins."""
         self.failures = 0

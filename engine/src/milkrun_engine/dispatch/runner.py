@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 _SMALLEST_HAND_OUT = 8
 _LAST_WORDS_SECONDS = 2.0
 _LOOK_SECONDS = 1.0  # rows and suspects may have come in by another runner
+_A_WHILE_SECONDS = 60.0  # of a replica that ran for so long, the load was no failure
 _LOOKS_A_SILENCE = 4  # so soon a watchdog sees it
 _hand_out_ids = itertools.count(1)
 
@@ -94,6 +95,7 @@ class ReplicaRunner:
         self._host = host
         self._silence_seconds = silence_seconds
         self._watchdog = Watchdog(silence_seconds)
+        self._ready_at = 0.0
         self._in_flight: dict[int, _InFlight] = {}
         self._handle: ReplicaHandle | None = None
         self._wake = asyncio.Event()
@@ -140,6 +142,7 @@ class ReplicaRunner:
             log.exception("no replica", extra={"action": "start_failed", "pool": self._spec.name})
             raise ReplicaLoadError(f"a replica could not be started: {error!r}") from error
         log.info("replica ready", extra={"action": "replica_ready", "pool": self._spec.name})
+        self._ready_at = time.monotonic()
         self._host.wake()
         watching = asyncio.create_task(self._watch(self._handle))
         try:
@@ -161,8 +164,10 @@ class ReplicaRunner:
             while True:
                 await asyncio.sleep(look_seconds)  # the time asked for counts, not what passed while this process slept
                 if beat.done():
-                    if beat.exception() is not None:
-                        return  # it is gone, as whoever runs rows on it hears
+                    if (error := beat.exception()) is not None:
+                        if isinstance(error, ReplicaDied):  # whoever runs rows on it hears by itself; idle ones do not
+                            self._lost(str(error))
+                        return
                     self._watchdog.heard()
                     beat = asyncio.create_task(handle.beat())
                 if reason := self._watchdog.passed(look_seconds, rows_in_flight=self.rows_in_flight):
@@ -225,6 +230,7 @@ class ReplicaRunner:
                     if (wrong := breach(outcome)) or not flight.work.settle(outcome, flight.open):
                         await handle.kill()
                         self._lost(f"it lied: {wrong or 'a row that it was not given, or gave already'}")
+                        self._host.settled(flight.work)  # what came before may have made the chunk whole
                         return
                 self._watchdog.finished(len(outcomes), time.monotonic() - sent)
                 self._breaker.reset()
@@ -259,6 +265,8 @@ class ReplicaRunner:
             "replica died", extra={"action": "replica_died", "pool": self._spec.name, "rows": rows, "reason": reason}
         )
         self._host.died(rows)
+        if alone or time.monotonic() - self._ready_at >= _A_WHILE_SECONDS:
+            self._breaker.worked()
         if not alone:
             self._breaker.failed(reason)
         groups = [(flight.work, sorted(flight.open)) for flight in reversed(flights)]

@@ -20,7 +20,7 @@ from milkrun_engine.domain.ids import new_id
 from milkrun_engine.service.backup_folder import BackupError, Manifest, file_sha256, inventory, locked, sealed
 from milkrun_engine.service.installation import check_blobs
 from milkrun_engine.store import Store
-from milkrun_engine.store.database import connect, scalar
+from milkrun_engine.store.database import connect, scalar, unhurried
 from milkrun_engine.store.migrations import head, migrate, revision
 from milkrun_engine.store.portable import copy_rows, is_empty, named_blobs
 from milkrun_engine.store.sqlite import SqliteDatabase
@@ -143,7 +143,7 @@ class _Run:
         ledger = SqliteDatabase(path)
         migrate(ledger)
         database = self._store.database
-        with database.read() as source, database.unhurried(source), ledger.write() as target:
+        with database.read() as source, unhurried(source), ledger.write() as target:
             made_at = float(scalar(source, database.now))
             copy_rows(source, target)
         missing: set[str] = set()

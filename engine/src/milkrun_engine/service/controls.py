@@ -76,5 +76,5 @@ class JobControls:
         self._signals.changed(tenant_id)
         try:
             await self._threads.files(delete_unnamed, self._store, self._blobs, names)
-        except OSError:  # the ledger has forgotten them: the sweeper finds what stays
+        except Exception:  # the ledger has forgotten them: the sweeper finds what stays
             log.exception("files of a deleted job stay for now", extra={"action": "files_left", "job_id": job_id})

@@ -18,7 +18,7 @@ from milkrun_engine.blobs import marks
 from milkrun_engine.blobs.files import FileSystem
 from milkrun_engine.blobs.local import LocalBlobs
 from milkrun_engine.service.backup_folder import BackupError, Manifest, file_sha256, inventory, locked, sealed
-from milkrun_engine.store.database import Database, connect
+from milkrun_engine.store.database import Database, connect, unhurried
 from milkrun_engine.store.installation import as_id
 from milkrun_engine.store.migrations import migrate, upgrade
 from milkrun_engine.store.portable import begin_anew, copy_rows, is_empty, ledger_id, new_ledger_secret
@@ -156,7 +156,7 @@ def _bring_rows(ledger: Database, place: str) -> None:
     """All of a ledger in one transaction, its tables included; nothing to do where an earlier try came so far."""
     database = connect(place)
     try:
-        with ledger.read() as source, database.writer.connect() as target, database.unhurried(target):
+        with ledger.read() as source, database.writer.connect() as target, unhurried(target):
             database.lock(target, "migrations")
             if is_empty(target):
                 upgrade(target)

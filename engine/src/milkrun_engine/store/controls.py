@@ -8,7 +8,7 @@ from milkrun.status import JobStatus
 from milkrun_engine.domain.errors import AlreadyEnded, NotEnded, NotFound
 from milkrun_engine.domain.jobs import JobRecord
 from milkrun_engine.domain.states import LIVE
-from milkrun_engine.store.database import Database, scalar, transaction
+from milkrun_engine.store.database import LARGE_JOB_SECONDS, Database, scalar, transaction, unhurried
 from milkrun_engine.store.ends import stop
 from milkrun_engine.store.feed import lock, number_of_change, raise_floor, stamp, stamp_owners
 from milkrun_engine.store.records import job_columns, job_record
@@ -51,7 +51,7 @@ class Controls:
 
     @transaction
     def expire(self, limit: int) -> list[tuple[str, str]]:
-        """End the live jobs whose completion window has closed, so many at once; returns their ids and tenants."""
+        """End live jobs whose completion window has closed, at most so many at once; returns their ids and tenants."""
         late = (
             select(jobs.c.id)
             .where(jobs.c.expires_at < self._database.now, jobs.c.finished_at.is_(None))
@@ -78,8 +78,7 @@ class Controls:
         """
         mine = and_(jobs.c.tenant_id == tenant_id, jobs.c.id == job_id)
         key = select(jobs.c.idempotency_key).where(mine).scalar_subquery()
-        # A job of ten million rows has some ten thousand chunks.
-        with self._database.write() as connection, self._database.unhurried(connection):
+        with self._database.write() as connection, unhurried(connection, LARGE_JOB_SECONDS):
             connection.execute(
                 delete(idempotency).where(
                     idempotency.c.tenant_id == tenant_id, idempotency.c.key == key, idempotency.c.job_id == job_id

@@ -10,7 +10,7 @@ import random
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from threading import Event
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
@@ -64,11 +64,6 @@ class Database(ABC):
         """Whether the database went away before it answered."""
         return False
 
-    @contextmanager
-    def unhurried(self, connection: Connection) -> Iterator[None]:  # noqa: ARG002 (a file has no deadlines)
-        """For the transaction of this connection, let statements take as long as they need: a migration, a backup."""
-        yield
-
     def tell(self, messages: Sequence[str]) -> None:  # noqa: B027 (a database of one process has nobody to tell)
         """Send messages to every process that listens; may lose some, never waits for anybody."""
 
@@ -117,6 +112,18 @@ class Database(ABC):
         """Close all connections."""
         self.writer.dispose()
         self.reader.dispose()
+
+
+#: for statements that touch all chunks of a job: one of ten million rows has some hundred thousand
+LARGE_JOB_SECONDS = 60.0
+
+
+@contextmanager
+def unhurried(connection: Connection, seconds: float | None = None) -> Iterator[None]:
+    """For this connection's transaction, let statements take longer than others: so long, or as long as they need."""
+    lift = getattr(connection.connection.driver_connection, "unhurried", None)  # a file has no deadlines
+    with lift(seconds) if lift is not None else nullcontext():
+        yield
 
 
 class UsesDatabase(Protocol):

@@ -8,6 +8,7 @@ from milkrun.status import JobStatus
 from milkrun.wire import JobFailure
 from milkrun_engine.domain.states import ChunkState, sources
 from milkrun_engine.store.callbacks import ENDED, note_end
+from milkrun_engine.store.database import LARGE_JOB_SECONDS, unhurried
 from milkrun_engine.store.schema import chunks, jobs
 
 
@@ -78,10 +79,11 @@ def stop(
     ).one_or_none()
     if stopped is None:
         return False
-    connection.execute(
-        update(chunks)
-        .where(chunks.c.job_id == stopped.id, chunks.c.state.in_([ChunkState.ready, ChunkState.leased]))
-        .values(state=ChunkState.dropped, rows_in_hand=0)
-    )
+    with unhurried(connection, LARGE_JOB_SECONDS):
+        connection.execute(
+            update(chunks)
+            .where(chunks.c.job_id == stopped.id, chunks.c.state.in_([ChunkState.ready, ChunkState.leased]))
+            .values(state=ChunkState.dropped, rows_in_hand=0)
+        )
     note_end(connection, now, stopped)
     return True

@@ -334,7 +334,9 @@ def _is_reused(new: NewJob, held: SqlRow) -> bool:
 
 def _named(name: str) -> ColumnElement[bool]:
     """A name, or its beginning and a star."""
-    return jobs.c.name.startswith(name[:-1], autoescape=True) if name.endswith("*") else jobs.c.name == name
+    # Not LIKE, which minds no case in SQLite.
+    start = name[:-1]
+    return func.substr(jobs.c.name, 1, len(start)) == start if name.endswith("*") else jobs.c.name == name
 
 
 def _keep_upload(connection: Connection, new: NewJob) -> None:

@@ -107,18 +107,6 @@ class PostgresDatabase(Database):
         """See the base."""
         return error.connection_invalidated
 
-    @contextmanager
-    def unhurried(self, connection: Connection) -> Iterator[None]:
-        """See the base."""
-        driver: Any = connection.connection.driver_connection
-        for limit in ("statement_timeout", "idle_in_transaction_session_timeout"):
-            connection.exec_driver_sql(f"SET LOCAL {limit} = 0")
-        driver.answer_seconds = math.inf
-        try:
-            yield
-        finally:
-            driver.answer_seconds = _ANSWER_SECONDS
-
     def tell(self, messages: Sequence[str]) -> None:
         """See the base."""
         with self.writer.begin() as connection:
@@ -148,6 +136,17 @@ class _Connection(psycopg.Connection[Any]):
     """Waits for an answer so long and no longer; one that did not come leaves it closed."""
 
     answer_seconds = _ANSWER_SECONDS
+
+    @contextmanager
+    def unhurried(self, seconds: float | None) -> Iterator[None]:
+        """See `database.unhurried`."""
+        for limit in ("statement_timeout", "idle_in_transaction_session_timeout"):
+            self.execute(f"SET LOCAL {limit} = {0 if seconds is None else round(seconds * 1_000)}")
+        self.answer_seconds = math.inf if seconds is None else seconds + 1.0
+        try:
+            yield
+        finally:
+            self.answer_seconds = _ANSWER_SECONDS
 
     def wait(self, gen: PQGen[Any], *arguments: Any, **options: Any) -> Any:
         """Perform what a step of the protocol waits for."""

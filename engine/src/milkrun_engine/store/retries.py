@@ -117,6 +117,7 @@ def _job_of(parent: SqlRow, new: NewRetry, key: str | None) -> NewJob:
         input_blob=parent.input_blob,
         input_format=InputFormat(parent.input_format),
         priority=parent.priority if new.priority is None else new.priority,
+        abort_after_failed_rows=parent.abort_after_failed_rows,
         idempotency_key=key,
         submission_id=new.submission_id,
         name=parent.name if new.name is None else new.name,

@@ -24,6 +24,8 @@ from milkrun_engine.store.retries import Retries
 from milkrun_engine.store.schema import chunks, input_files, jobs
 from milkrun_engine.store.tenants import Tenants
 
+_NAMES_AT_ONCE = 500  # a statement takes only so many parameters
+
 
 class Store:
     """
@@ -51,21 +53,28 @@ class Store:
 
     def named_blobs(self, names: Sequence[str]) -> set[str]:
         """Which of these blobs some row of the ledger names."""
-        numbers: dict[str, list[int]] = {}
-        for job_id, number in filter(None, map(chunk_of_blob, names)):
-            numbers.setdefault(job_id, []).append(number)
-        queries: list[Select[Any]] = [
-            select(column).where(column.in_(names)) for column in (jobs.c.input_blob, input_files.c.blob)
-        ]
-        queries += [  # by job: SQLite finds no index for a list of pairs
-            select(chunks.c.input_blob, chunks.c.result_blob).where(
-                chunks.c.job_id == job_id, chunks.c.number.in_(some)
-            )
-            for job_id, some in numbers.items()
-        ]
+        found: set[str] = set()
         with self.database.read() as connection:
-            return {name for query in queries for row in connection.execute(query) for name in row} & set(names)
+            for start in range(0, len(names), _NAMES_AT_ONCE):
+                some = names[start : start + _NAMES_AT_ONCE]
+                for query in _naming(some):
+                    found |= {name for row in connection.execute(query) for name in row} & set(some)
+        return found
 
     def close(self) -> None:
         """Close the database."""
         self.database.close()
+
+
+def _naming(names: Sequence[str]) -> list[Select[Any]]:
+    numbers: dict[str, list[int]] = {}
+    for job_id, number in filter(None, map(chunk_of_blob, names)):
+        numbers.setdefault(job_id, []).append(number)
+    queries: list[Select[Any]] = [
+        select(column).where(column.in_(names)) for column in (jobs.c.input_blob, input_files.c.blob)
+    ]
+    queries += [  # by job: SQLite finds no index for a list of pairs
+        select(chunks.c.input_blob, chunks.c.result_blob).where(chunks.c.job_id == job_id, chunks.c.number.in_(some))
+        for job_id, some in numbers.items()
+    ]
+    return queries

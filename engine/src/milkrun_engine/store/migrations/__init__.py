@@ -10,7 +10,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 
-from milkrun_engine.store.database import Database
+from milkrun_engine.store.database import Database, unhurried
 
 _FOLDER = Path(__file__).parent
 
@@ -32,7 +32,7 @@ def migrate(database: Database) -> None:
     Raises:
         LedgerTooNew: a newer version of the engine made it.
     """
-    with database.writer.connect() as connection, database.unhurried(connection):
+    with database.writer.connect() as connection, unhurried(connection):
         database.lock(connection, "migrations")
         upgrade(connection)
         connection.commit()
