@@ -107,7 +107,7 @@ class Ledger(RuleBasedStateMachine):
             assert seen.job.rows_read == len(self.world.results(job_id))
             if seen.job.status is JobStatus.succeeded:
                 assert self.inputs[job_id] == seen.job.rows_total == seen.job.rows_decided
-            if seen.job.rows_from is not None:
+            if seen.job.rows_from in self.seen:  # and was not deleted
                 mine = self.world.results(job_id)
                 theirs = self.world.results(seen.job.rows_from)[: len(mine)]
                 good = [row["index"] for row in theirs if row["status"] == "succeeded"]
