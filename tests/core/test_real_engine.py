@@ -245,7 +245,7 @@ def test_the_readme_runs(data_dir: Path) -> None:
 
 def test_a_job_is_paused_resumed_and_deleted(client: mr.Milkrun) -> None:
     blocking = client.infer(["slow:30 x"] * 2, job_priority=0)
-    job_id = client.infer(["a", "b"], name="later", completion_window=timedelta(hours=1))
+    job_id = client.infer(["slow:4 a", "slow:4 b"], name="later", completion_window=timedelta(hours=1))
     paused = client.pause(job_id)
     assert (True, "paused", None) == (paused.paused, paused.waiting_reason, paused.queue)
     resumed = client.job(client.resume(job_id).id)

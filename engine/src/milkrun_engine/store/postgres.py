@@ -137,6 +137,11 @@ class _Connection(psycopg.Connection[Any]):
 
     answer_seconds = _ANSWER_SECONDS
 
+    def __del__(self, *_: Any) -> None:
+        """A pool that is closed leaves what is in use to its user, who ends it here."""
+        if hasattr(self, "pgconn"):
+            self.pgconn.finish()
+
     @contextmanager
     def unhurried(self, seconds: float | None) -> Iterator[None]:
         """See `database.unhurried`."""
