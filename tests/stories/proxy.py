@@ -17,6 +17,7 @@ from typing import Self
 
 _PIECE_BYTES = 65_536
 _PIECES = 64  # that wait in one direction
+_CLOSING_TURNS = 3
 _SLICES_A_SECOND = 20
 _AT_ONCE = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends a reset
 
@@ -140,10 +141,12 @@ class FaultProxy:
 
     async def _close(self) -> None:
         self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.sleep(0.05)  # what was aborted closes its sockets in the loop's next turns
+        for _ in range(_CLOSING_TURNS):  # what was being accepted comes as a task of its own, and sockets close later
+            tasks = list(self._tasks)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.sleep(0.05)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = self._loop.create_task(self._serve(reader, writer))
