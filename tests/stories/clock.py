@@ -4,6 +4,7 @@ A wall clock that a test may set: for one process and its children, by a library
 Only the time since 1970 moves; what counts from a start (monotonic clocks) does not, as on a host whose clock is set.
 """
 
+import os
 import shutil
 import struct
 import subprocess
@@ -66,7 +67,10 @@ class Clock:
     """
 
     def __init__(self, folder: Path) -> None:
-        compiler = shutil.which("cc") or pytest.skip("a clock that can be set needs a C compiler (cc)")
+        compiler = shutil.which("cc")
+        if compiler is None and not os.environ.get("CI"):
+            pytest.skip("a clock that can be set needs a C compiler (cc)")
+        assert compiler is not None, "CI has a C compiler (cc)"
         library = folder / "clock.so"
         command = [compiler, "-shared", "-fPIC", "-O1", "-x", "c", "-", "-o", str(library), "-ldl"]
         subprocess.run(command, input=_SOURCE, text=True, check=True)
