@@ -7,9 +7,11 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from checker import Place
 
 _TEMPLATE = "milkrun_empty"
 
@@ -79,3 +81,15 @@ def postgres() -> Iterator[Postgres]:
     """The test run's server."""
     with serving() as server:
         yield server
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    """Of a new ledger: a file in the test's folder, or a database of the test run's server (whose clock is its own)."""
+    if request.param == "sqlite":
+        yield Place.of(tmp_path)
+        return
+    server: Postgres = request.getfixturevalue("postgres")
+    url = server.database()
+    yield Place(tmp_path / "blobs", url)
+    server.drop(url)

@@ -51,7 +51,7 @@ def test_a_lost_lease_does_not_commit(world: World) -> None:
     assert not world.finish(old, _late).accepted
     assert world.finish(new).accepted
     assert b'"late"' not in {row["output"] for row in world.results(job_id)}
-    assert [] == check_ledger(Place.of(world.folder))
+    assert [] == check_ledger(_of(world))
 
 
 def test_a_late_commit_counts_nothing(world: World) -> None:
@@ -65,7 +65,7 @@ def test_a_late_commit_counts_nothing(world: World) -> None:
     assert 8 == world.job(job_id).rows_decided
     world.run()
     assert JobStatus.succeeded == world.job(job_id).status
-    assert [] == check_ledger(Place.of(world.folder))
+    assert [] == check_ledger(_of(world))
 
 
 def test_nothing_commits_after_a_cancel(world: World) -> None:
@@ -78,7 +78,7 @@ def test_nothing_commits_after_a_cancel(world: World) -> None:
     world.advance(1)
     assert not world.finish(second).accepted
     assert 8 == world.job(job_id).rows_decided
-    assert [] == check_ledger(Place.of(world.folder))
+    assert [] == check_ledger(_of(world))
 
 
 def test_leases_keep_the_ledgers_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +100,7 @@ CLAIM_AND_DIE = """
 import os, signal, sys
 from pathlib import Path
 from milkrun_engine.store import Store
-store = Store(Path(sys.argv[1]))
+store = Store(sys.argv[1] if "://" in sys.argv[1] else Path(sys.argv[1]))
 store.chunks.release("doomed")
 assert store.chunks.claim("echo", "doomed", 1)
 os.kill(os.getpid(), signal.SIGKILL)
@@ -111,7 +111,7 @@ def test_a_sigkill_counts_as_an_attempt(world: World) -> None:
     """A claim counts the attempt, so that a process that is killed over and over is seen."""
     world.prepared(8)
     for _ in range(2):
-        doomed = subprocess.run([sys.executable, "-c", CLAIM_AND_DIE, str(world.store.database.path)], check=False)
+        doomed = subprocess.run([sys.executable, "-c", CLAIM_AND_DIE, str(world.place)], check=False)
         assert -signal.SIGKILL == doomed.returncode
     world.store.chunks.release("doomed")
     [lease] = world.claim()
@@ -146,17 +146,19 @@ def test_no_reader_of_the_feed_misses_an_end(world: World, monkeypatch: pytest.M
 
 
 @pytest.mark.anyio
-async def test_an_answer_comes_after_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_answer_comes_after_the_disk(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Submit answers once the input is on disk and the ledger, which names it, after that."""
     journal = Journal()
     monkeypatch.setattr(app, "LocalBlobs", lambda root: LocalBlobs(root, journal))
-    async with serve(tmp_path) as api:
+    async with serve(tmp_path, **_settings(place)) as api:
         journal.watch(api.engine.store)
         job_id = (await api.submit(["a", "b"]))["job"]["id"]
         journal.tell("answered")
         uploaded = await api.mine.post("/api/files?format=jsonl", content=b'"a"\n')
         journal.tell("answered the upload")
-    order = [durable(_input_blob(tmp_path, job_id)), COMMIT, "answered"]
+    order = [durable(str(read_ledger(place, job_id).job["input_blob"])), COMMIT, "answered"]
     assert order == sorted(order, key=journal.place), journal.lines
     assert journal.place(durable(uploaded.json()["id"])) < journal.place("answered the upload")
 
@@ -178,7 +180,7 @@ async def test_a_commit_names_a_file_on_disk(world: World) -> None:
     [chunk] = world.store.chunks.files(job_id, 0)
     assert chunk.result_blob is not None
     assert [durable(chunk.result_blob), COMMIT] == journal.lines
-    assert [] == check_ledger(Place.of(world.folder))
+    assert [] == check_ledger(_of(world))
 
 
 def test_a_blob_is_on_disk_before_its_name(tmp_path: Path) -> None:
@@ -198,8 +200,9 @@ class WitnessedPool(LocalPool):
     and the ledger did not know.
     """
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, place: Place) -> None:
         super().__init__(data_dir)
+        self._place = place
         self.unwritten: list[int] = []
         self.handed_again = 0
         self.in_flight_at_death: set[int] = set()
@@ -209,7 +212,7 @@ class WitnessedPool(LocalPool):
 
     def witness(self, handout: HandOut) -> None:
         """Note the rows of a hand-out that ought to stand in the ledger as suspects and do not."""
-        with opened(Place.of(self._data_dir)) as ledger:
+        with opened(self._place) as ledger:
             (chunk,) = ledger.ask("SELECT first_index, suspects FROM chunks WHERE number = ?", handout.chunk)
         for row in handout.rows:
             if row.index in self.in_flight_at_death:
@@ -241,13 +244,15 @@ class WitnessedHandle:
 
 
 @pytest.mark.anyio
-async def test_suspects_are_written_before_they_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_suspects_are_written_before_they_run_again(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Rows in flight at a replica's death stand in the ledger before any of them is handed out again."""
-    pool = WitnessedPool(tmp_path)
+    pool = WitnessedPool(tmp_path, place)
     monkeypatch.setattr(app, "_make_pool", lambda _settings: pool)
     models = tmp_path / "models.yaml"
     models.write_text(yaml.safe_dump({"models": [{"name": "echo", "engine_args": {"window_rows": 4}}]}))
-    async with serve(tmp_path, duties=True, models=models) as api:
+    async with serve(tmp_path, duties=True, models=models, **_settings(place)) as api:
         job_id = (await api.submit(["a", "b", "die: now", "d"]))["job"]["id"]
         cursor, deadline = (await api.mine.get("/api/changes")).json()["cursor"], time.monotonic() + 25
         while pool.handed_again < 2 and time.monotonic() < deadline:
@@ -257,5 +262,9 @@ async def test_suspects_are_written_before_they_run_again(tmp_path: Path, monkey
     assert [] == pool.unwritten
 
 
-def _input_blob(data_dir: Path, job_id: str) -> str:
-    return str(read_ledger(Place.of(data_dir), job_id).job["input_blob"])
+def _of(world: World) -> Place:
+    return Place(world.blobs.root, world.place)
+
+
+def _settings(place: Place) -> dict[str, Any]:
+    return {"database_url": place.database} if isinstance(place.database, str) else {}

@@ -5,9 +5,8 @@ The engine's clock is set by an hour, ahead and back, while it holds leases: not
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from checker import Place, echo_answers, violations
@@ -17,18 +16,6 @@ from stories.server import Server, wait_for
 pytestmark = pytest.mark.engine
 HOUR = 3_600
 ROWS = 800
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place | None]:
-    """None is a data directory of its own; Postgres has a clock of its own, which nobody sets."""
-    if request.param == "sqlite":
-        yield None
-        return
-    server: Any = request.getfixturevalue("postgres")
-    url = server.database()
-    yield Place(tmp_path / "blobs", url)
-    server.drop(url)
 
 
 def test_the_clock_is_set_for_sqlite_and_python_alike(tmp_path: Path) -> None:
@@ -45,11 +32,11 @@ def test_the_clock_is_set_for_sqlite_and_python_alike(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ahead", [HOUR, -HOUR])
 def test_a_jump_in_mid_job_changes_nothing(
-    serve: Callable[..., Server], place: Place | None, tmp_path: Path, ahead: int
+    serve: Callable[..., Server], place: Place, tmp_path: Path, ahead: int
 ) -> None:
     """The leases that are held are renewed on; no row runs again."""
-    clock = Clock(tmp_path)
-    server = serve(pace=0.01, shared=place, environ=clock.environ)
+    clock, shared = Clock(tmp_path), place if isinstance(place.database, str) else None
+    server = serve(pace=0.01, shared=shared, environ=clock.environ)
     texts = [f"row {index}" for index in range(ROWS)]
     with server.client() as client:
         job_id = client.infer(texts)
