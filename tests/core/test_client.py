@@ -105,6 +105,20 @@ def test_a_file_is_sent_where_its_job_has_too_many_failed_rows(
     assert engine.sent(0)["input_hash"] is not None, "a job of other rows does not answer"
 
 
+def test_an_older_engine_runs_all_rows_again(call: Any, engine: Any, build: Any, caplog: Any) -> None:
+    """One that does not know `failed_rows` refuses the word; a request that is wrong is refused all the same."""
+    engine.faults = [build.problem(422, "invalid_request")]
+    options = {"idempotency_key": "k", "reuse": "failed_rows", "max_failed_rows": 3}
+    assert "job_1" == call.method("submit", ["a"], **options).job.id
+    asked, again = engine.sent(0), engine.sent(1)
+    assert {"reuse", "max_failed_rows"} == {*asked} - {*again}
+    assert again == {name: asked[name] for name in again}
+    assert "until it is upgraded" in caplog.text
+    engine.faults = [build.problem(422, "invalid_request") for _ in range(2)]
+    with pytest.raises(mr.InvalidRequest):
+        call.method("submit", ["a"], **options)
+
+
 def test_a_retry_of_failed_rows_carries_what_was_said(call: Any, engine: Any, build: Any) -> None:
     engine.jobs["job_1"] = build.job(status="succeeded", rows_failed=1)
     facts = {"name": "n", "labels": {"a": "b"}, "external_url": "https://a.test"}

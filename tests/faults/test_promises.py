@@ -146,9 +146,7 @@ def test_no_reader_of_the_feed_misses_an_end(world: World, monkeypatch: pytest.M
 
 
 @pytest.mark.anyio
-async def test_an_answer_comes_after_the_disk(
-    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_answer_comes_after_the_disk(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Submit answers once the input is on disk and the ledger, which names it, after that."""
     journal = Journal()
     monkeypatch.setattr(app, "LocalBlobs", lambda root: LocalBlobs(root, journal))

@@ -1,6 +1,6 @@
 """
 The long measurements: `python tests/measure NAME [options]`, with NAME one of kills, chaos, restart, failover, deaths,
-scale, waiters, vllm_kills, and in the orchestrators' own environments airflow, dagster, prefect.
+scale, waiters, versions, vllm_kills, and in the orchestrators' own environments airflow, dagster, prefect.
 
 Each starts its own engines on temporary folders, prints a table, and ends with its figures as
 one line of JSON. The exit code is not zero when a promise was broken.
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 NAMES = (
-    *("kills", "chaos", "restart", "failover", "deaths", "scale", "waiters", "vllm_kills"),
+    *("kills", "chaos", "restart", "failover", "deaths", "scale", "waiters", "versions", "vllm_kills"),
     *("airflow", "dagster", "prefect"),
 )
 

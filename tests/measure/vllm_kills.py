@@ -1,11 +1,12 @@
 """
-`kill -9` of the processes of a real replica in mid-job: the Ray worker, and vLLM's engine core.
+The processes of a real replica, killed and frozen in mid-job: the Ray worker, and vLLM's engine core.
 
 The default model answers short prompts at temperature 0; the result of a run with kills is
 compared with that of a run without. What was committed before the kill must have its hash still.
 """
 
 import argparse
+import signal
 import tempfile
 import time
 from pathlib import Path
@@ -19,8 +20,14 @@ from stories.server import Server, wait_for
 import milkrun as mr
 
 LOAD_SECONDS = 600.0
-COLUMNS = ("killed", "job s", "s to notice", "s to ready", "rows failed", "rows unlike undisturbed")
-PROCESSES = {"worker": ("ray::_Host", "milkrun_engine.replicas.worker"), "engine core": ("VLLM::EngineCore",)}
+SILENCE_SECONDS = 20  # of a replica that is frozen; a step of the small model takes a second
+COLUMNS = ("what", "job s", "s to notice", "s to ready", "rows failed", "rows unlike undisturbed")
+MARKS = {"worker": ("ray::_Host", "milkrun_engine.replicas.worker"), "engine core": ("VLLM::EngineCore",)}
+FAULTS = [
+    (f"{name} {what}", number, marks)
+    for what, number in (("killed", signal.SIGKILL), ("frozen", signal.SIGSTOP))
+    for name, marks in MARKS.items()
+]
 
 
 def main() -> int:
@@ -36,48 +43,52 @@ def main() -> int:
 
 def _measure(folder: Path, rows: int, max_tokens: int, pool: str) -> int:
     lines = []
-    with Server(folder, replica="vllm", pool=pool) as server:
+    environ = {"MILKRUN_REPLICA_SILENCE_SECONDS": str(SILENCE_SECONDS)}
+    with Server(folder, replica="vllm", pool=pool, environ=environ) as server:
         undisturbed, calm, _ = _run(server, rows, max_tokens, None)
         say(f"undisturbed: {calm:.1f} s")
         broken = violations(undisturbed)
-        for name, marks in PROCESSES.items():
-            killed, took, (noticed, recovery, changed) = _run(server, rows, max_tokens, marks)
-            broken += [f"chunk {number} has another hash than before the kill" for number in changed]
-            broken += violations(killed)
-            failed = sum(row.status != "succeeded" for row in killed.rows)
-            unlike = [row.index for row, other in zip(killed.rows, undisturbed.rows, strict=True)
+        for name, number, marks in FAULTS:
+            disturbed, took, (noticed, recovery, lost) = _run(server, rows, max_tokens, (number, marks))
+            broken += [f"{name}: {what}" for what in [*lost, *violations(disturbed)]]
+            failed = sum(row.status != "succeeded" for row in disturbed.rows)
+            unlike = [row.index for row, other in zip(disturbed.rows, undisturbed.rows, strict=True)
                       if row.answer != other.answer]  # fmt: skip
             lines.append((name, took, noticed, recovery, failed, len(unlike)))
-            say(f"{name} killed: noticed after {noticed:.1f} s, ready after {recovery:.1f} s; unlike: {unlike}")
+            say(f"{name}: noticed after {noticed:.1f} s, ready after {recovery:.1f} s; unlike: {unlike}")
     table(COLUMNS, lines)
     figures("vllm_kills", {
-        "pool": pool, "rows": rows, "undisturbed_seconds": round(calm, 1), "violations": broken[:5],
-        "kills": [dict(zip(COLUMNS, line, strict=True)) for line in lines],
+        "pool": pool, "rows": rows, "undisturbed_seconds": round(calm, 1),
+        "silence_seconds": SILENCE_SECONDS, "violations": broken[:5],
+        "faults": [dict(zip(COLUMNS, line, strict=True)) for line in lines],
     })  # fmt: skip
     return 1 if broken or any(failed or unlike > rows / 100 for *_, failed, unlike in lines) else 0
 
 
 def _run(
-    server: Server, rows: int, max_tokens: int, victim: tuple[str, ...] | None
-) -> tuple[Evidence, float, tuple[float, float, list[int]]]:
+    server: Server, rows: int, max_tokens: int, fault: tuple[int, tuple[str, ...]] | None
+) -> tuple[Evidence, float, tuple[float, float, list[str]]]:
     """
-    One job, with a kill at a third of it; returns its evidence and its seconds.
+    One job, with a signal to some process at a third of it; returns its evidence and its seconds.
 
-    And those from the kill to its notice and to ready, and which chunks lost the hash that they had at the kill.
+    And those from the signal to its notice and to ready, and what is not as it was or ought to be.
     """
     noticed = recovery = 0.0
+    struck: list[psutil.Process] = []
     before: dict[int, str] = {}
     texts = [f"Write one sentence about the number {index}." for index in range(rows)]
     with server.client() as client:
         began = time.monotonic()
         job_id = client.infer(texts, sampling={"temperature": 0, "max_tokens": max_tokens})
-        if victim is not None:
+        if fault is not None:
             wait_for(lambda: client.job(job_id).rows_done >= rows / 3, seconds=LOAD_SECONDS, what="a third of the job")
             before = _hashes(server, job_id)
             told = _deaths(server)
+            number, marks = fault
+            struck = _processes(server, marks)
             killed_at = time.monotonic()
-            for process in _processes(server, victim):
-                process.kill()
+            for process in struck:
+                process.send_signal(number)
             wait_for(lambda: _deaths(server) > told, seconds=LOAD_SECONDS, what="the notice")
             noticed = time.monotonic() - killed_at
             wait_for(lambda: _is_ready(client), seconds=LOAD_SECONDS, what="a new replica")
@@ -85,8 +96,9 @@ def _run(
         client.wait(job_id, timeout=LOAD_SECONDS)
         took = time.monotonic() - began
         after = _hashes(server, job_id)
-        changed = [number for number, sha256 in before.items() if after[number] != sha256]
-        return server.evidence(job_id), took, (noticed, recovery, changed)
+        lost = [f"chunk {number} has another hash" for number, sha256 in before.items() if after[number] != sha256]
+        lost += [f"process {process.pid} is still there" for process in struck if _lives(process)]
+        return server.evidence(job_id), took, (noticed, recovery, lost)
 
 
 def _hashes(server: Server, job_id: str) -> dict[int, str]:
@@ -104,6 +116,10 @@ def _is_ready(client: mr.Milkrun) -> bool:
     """Whether the default model has a replica that has loaded it."""
     [state] = [model.state for model in client.models() if model.is_default and model.kind is mr.JobKind.generate]
     return state == "ready"
+
+
+def _lives(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
 def _processes(server: Server, marks: tuple[str, ...]) -> list[psutil.Process]:

@@ -5,6 +5,7 @@ Retries, paging and error mapping exist once, for both clients; `milkrun._driver
 what is yielded, blocking or awaiting. Waiting for jobs is in `milkrun._waiting`.
 """
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,10 +19,11 @@ from milkrun import _inputs, _requests, _retry, hashing, local, wire
 from milkrun._drivers import Emit, Operation, Perform, Send, Sleep, Stream
 from milkrun._inputs import Prepared
 from milkrun._requests import Call, Endpoint, Filters
-from milkrun.exceptions import Conflict, NotFound, UnexpectedResponse
+from milkrun.exceptions import Conflict, InvalidRequest, NotFound, UnexpectedResponse
 from milkrun.settings import Settings
 from milkrun.status import TERMINAL, FeedEvents, JobStatus, ResultFormat, Reuse
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 PAGE_JOBS = 100
 
@@ -113,7 +115,7 @@ def submit(
     prepared = yield from perform(lambda: _inputs.prepare(rows))
     try:
         if prepared.file is None:
-            call = _requests.submit(request(rows=[]), prepared.lines or [])
+            complete, lines = request(rows=[]), prepared.lines or []
         else:
             if may_exist and (found := (yield from _existing(link, prepared, request(rows=[])))):
                 return _remembering(link, found, schema)
@@ -125,10 +127,27 @@ def submit(
                     "The input arrived with other bytes than were sent; nothing was submitted. Try again."
                 )
             source = wire.InputRef(file_id=uploaded.id, rows_sha256=prepared.rows_sha256)
-            call = _requests.submit(request(input=source), None)
+            complete, lines = request(input=source), None
     finally:
         prepared.close()
-    return _remembering(link, _requests.read(wire.Submitted, (yield from exchange(link, call))), schema)
+    return _remembering(link, (yield from _submitted(link, complete, lines)), schema)
+
+
+def _submitted(link: Link, request: wire.SubmitRequest, lines: list[bytes] | None) -> Operation[wire.Submitted]:
+    """
+    Send a complete request; an engine that is a version older, and can't run only the failed rows, runs all.
+
+    It refuses the word as it would refuse a mistake, so this is seen from its taking the request without it.
+    """
+    try:
+        return _requests.read(wire.Submitted, (yield from exchange(link, _requests.submit(request, lines))))
+    except InvalidRequest:
+        if request.reuse is not Reuse.failed_rows:
+            raise
+    plainer = request.model_copy(update={"reuse": Reuse.inputs_match, "max_failed_rows": None})
+    answer = yield from exchange(link, _requests.submit(plainer, lines))
+    log.warning("the engine does not know reuse='failed_rows': a retry runs all rows again until it is upgraded")
+    return _requests.read(wire.Submitted, answer)
 
 
 def _existing(link: Link, prepared: Prepared, request: wire.SubmitRequest) -> Operation[wire.Submitted | None]:
