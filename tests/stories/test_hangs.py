@@ -32,6 +32,18 @@ def test_a_frozen_replica_is_killed_and_its_rows_run_again(serve: Callable[..., 
     assert [] == violations(evidence)
 
 
+def test_a_replica_that_hangs_while_it_loads_is_ended(serve: Callable[..., Server]) -> None:
+    """Another one loads; the rows only wait."""
+    server = serve(engine_args={"load_seconds": 1.5}, environ={"MILKRUN_REPLICA_LOAD_SECONDS": "6"})
+    with server.client() as client:
+        job_id = client.infer(["a", "b"])
+        [replica] = wait_for(server.replicas, what="a replica")
+        replica.suspend()
+        assert 2 == client.wait(job_id, timeout=60).rows_succeeded
+        assert not replica.is_running()
+    assert '"load_failed"' in server.log.read_text()
+
+
 def test_a_slow_row_is_not_a_silent_replica(serve: Callable[..., Server]) -> None:
     """A row may take many times the silence that is borne."""
     server = serve(environ={"MILKRUN_REPLICA_SILENCE_SECONDS": "2"})

@@ -22,6 +22,7 @@ from milkrun_engine.dispatch.agreement import Agreement
 from milkrun_engine.dispatch.crew import Crew
 from milkrun_engine.dispatch.duty import repeat
 from milkrun_engine.dispatch.leadership import Leadership
+from milkrun_engine.dispatch.patience import Patience
 from milkrun_engine.domain.ids import new_id
 from milkrun_engine.domain.models import ModelSpec
 from milkrun_engine.replicas.base import Pool
@@ -116,8 +117,11 @@ class Engine:
             pool=_make_pool(self.settings),
             egress=self._egress,
             metrics=self.metrics,
-            give_up_seconds=self.settings.give_up_seconds,
-            silence_seconds=self.settings.replica_silence_seconds,
+            patience=Patience(
+                load=self.settings.replica_load_seconds,
+                silence=self.settings.replica_silence_seconds,
+                give_up=self.settings.give_up_seconds,
+            ),
         )
 
     def _make_app(self, reader: ResultReader, links: PageLinks) -> FastAPI:

@@ -39,6 +39,7 @@ class EngineSettings:
         idle_seconds: how long a local engine stays without jobs and callers.
         callback_private: callbacks may go to private and loopback addresses; as `calls_private` decides when absent.
         give_up_seconds: rows end as `model_unavailable` when their model failed for so long.
+        replica_load_seconds: a replica that has not loaded its model after so long is ended, and started again.
         replica_silence_seconds: a replica that runs and gives no sign of life for so long is killed, and started again.
     """
 
@@ -56,6 +57,7 @@ class EngineSettings:
     idle_seconds: float = 600.0
     give_up_seconds: float = 1_800.0
     callback_private: bool | None = None
+    replica_load_seconds: float = 3_600.0
     replica_silence_seconds: float = 300.0
 
     @classmethod
@@ -118,7 +120,7 @@ def _parse(name: str, text: str) -> Any:
     match name:
         case "port":
             kind: Any = int
-        case "idle_seconds" | "give_up_seconds" | "replica_silence_seconds":
+        case "idle_seconds" | "give_up_seconds" | "replica_load_seconds" | "replica_silence_seconds":
             kind = float
         case "callback_private":
             if text.lower() not in _TRUTH:

@@ -12,6 +12,7 @@ import pytest
 from milkrun.status import RowErrorCode
 from milkrun_engine.blobs.chunk_files import InputRow
 from milkrun_engine.dispatch.breaker import Breaker
+from milkrun_engine.dispatch.patience import Patience
 from milkrun_engine.dispatch.quarantine import Quarantine
 from milkrun_engine.dispatch.runner import ReplicaRunner
 from milkrun_engine.dispatch.work import MOST_BYTES, ChunkWork, Feed
@@ -93,7 +94,8 @@ class Bench:
         self.whole = False  # the chunk that was told of last
         self.runner = ReplicaRunner(
             spec=ModelSpec(name="echo", weights="", replica="echo"), pool=Place(handle), feed=self.feed,
-            quarantine=self.quarantine, breaker=self.breaker, host=self, silence_seconds=silence_seconds,
+            quarantine=self.quarantine, breaker=self.breaker, host=self,
+            patience=Patience(load=60.0, silence=silence_seconds, give_up=60.0),
         )  # fmt: skip
 
     def wake(self) -> None:

@@ -13,6 +13,7 @@ from milkrun_engine.dispatch.delivery import Sender
 from milkrun_engine.dispatch.dispatcher import Dispatcher
 from milkrun_engine.dispatch.duty import repeat
 from milkrun_engine.dispatch.housekeeping import Expirer, Progress, Rescuer, Sweeper
+from milkrun_engine.dispatch.patience import Patience
 from milkrun_engine.dispatch.preparer import Preparer
 from milkrun_engine.domain.models import ModelSpec
 from milkrun_engine.failpoints import Point, reached
@@ -37,8 +38,6 @@ class Crew:
     Args:
         owner: names this process on its leases.
         term: of its post.
-        give_up_seconds: rows end as `model_unavailable` when their model failed for so long.
-        silence_seconds: a replica that gives no sign of life for so long is killed.
     """
 
     def __init__(
@@ -54,8 +53,7 @@ class Crew:
         pool: Pool,
         egress: Egress,
         metrics: Metrics,
-        give_up_seconds: float,
-        silence_seconds: float,
+        patience: Patience,
     ) -> None:
         self._owner = owner
         self._term = term
@@ -71,8 +69,7 @@ class Crew:
             models=models,
             pool=pool,
             metrics=metrics,
-            give_up_seconds=give_up_seconds,
-            silence_seconds=silence_seconds,
+            patience=patience,
         )
         self.callbacks = Callbacks(store=store, threads=threads, signals=signals, sender=Sender(egress))
         self._preparer = Preparer(store=store, blobs=blobs, threads=threads, signals=signals, models=models)

@@ -9,6 +9,7 @@ from typing import Any
 
 from milkrun_engine.blobs.local import LocalBlobs
 from milkrun_engine.dispatch.duty import repeat
+from milkrun_engine.dispatch.patience import Patience
 from milkrun_engine.dispatch.pool_runner import PoolRunner
 from milkrun_engine.dispatch.recorder import Recorder
 from milkrun_engine.domain.leases import HEARTBEAT_SECONDS
@@ -44,8 +45,7 @@ class Dispatcher:
         models: dict[str, ModelSpec],
         pool: Pool,
         metrics: Metrics,
-        give_up_seconds: float,
-        silence_seconds: float,
+        patience: Patience,
     ) -> None:
         self._owner = owner
         self._store = store
@@ -64,8 +64,7 @@ class Dispatcher:
                 signals=signals,
                 recorder=self.recorder,
                 metrics=metrics,
-                give_up_seconds=give_up_seconds,
-                silence_seconds=silence_seconds,
+                patience=patience,
             )
             for spec in models.values()
         }

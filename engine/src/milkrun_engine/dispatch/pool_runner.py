@@ -12,6 +12,7 @@ from typing import Any
 from milkrun_engine.blobs import chunk_files
 from milkrun_engine.blobs.local import LocalBlobs
 from milkrun_engine.dispatch.breaker import Breaker
+from milkrun_engine.dispatch.patience import Patience
 from milkrun_engine.dispatch.quarantine import Quarantine
 from milkrun_engine.dispatch.rate import Rate
 from milkrun_engine.dispatch.recorder import Recorder
@@ -41,8 +42,6 @@ class PoolRunner:
 
     Args:
         owner: who holds the leases: this dispatcher.
-        give_up_seconds: rows end as `model_unavailable` when the model failed for so long.
-        silence_seconds: a replica that gives no sign of life for so long is killed.
     """
 
     def __init__(
@@ -57,8 +56,7 @@ class PoolRunner:
         signals: Signals,
         recorder: Recorder,
         metrics: Metrics,
-        give_up_seconds: float,
-        silence_seconds: float,
+        patience: Patience,
     ) -> None:
         self.spec = spec
         self._pool = pool
@@ -69,9 +67,9 @@ class PoolRunner:
         self._signals = signals
         self._recorder = recorder
         self._metrics = metrics
-        self._breaker = Breaker(give_up_seconds)
+        self._breaker = Breaker(patience.give_up)
         self._rate = Rate()
-        self._silence_seconds = silence_seconds
+        self._patience = patience
         self._feed = Feed()
         self._quarantine = Quarantine(self._suspect, self.settled)
         self.works: dict[int, ChunkWork] = {}  #: claimed chunks by id, until they are committed or dropped
@@ -159,7 +157,7 @@ class PoolRunner:
                 quarantine=self._quarantine,
                 breaker=self._breaker,
                 host=self,
-                silence_seconds=self._silence_seconds,
+                patience=self._patience,
             )
             self._runners[runner] = asyncio.create_task(runner.run(), name=f"replica of {self.spec.name}")
 

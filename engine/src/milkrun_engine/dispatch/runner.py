@@ -14,6 +14,7 @@ from typing import Protocol
 
 from milkrun_engine.dispatch.breaker import Breaker
 from milkrun_engine.dispatch.contract import breach
+from milkrun_engine.dispatch.patience import Patience
 from milkrun_engine.dispatch.quarantine import Quarantine
 from milkrun_engine.dispatch.watchdog import Watchdog
 from milkrun_engine.dispatch.work import MOST_BYTES, ChunkWork, Feed
@@ -73,7 +74,6 @@ class ReplicaRunner:
         feed: where rows wait.
         quarantine: where suspects wait.
         host: the pool, told when there is room for more chunks and when rows have ended.
-        silence_seconds: a replica that gives no sign of life for so long is killed.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class ReplicaRunner:
         quarantine: Quarantine,
         breaker: Breaker,
         host: RunnerHost,
-        silence_seconds: float,
+        patience: Patience,
     ) -> None:
         self._spec = spec
         self._pool = pool
@@ -93,8 +93,8 @@ class ReplicaRunner:
         self._quarantine = quarantine
         self._breaker = breaker
         self._host = host
-        self._silence_seconds = silence_seconds
-        self._watchdog = Watchdog(silence_seconds)
+        self._patience = patience
+        self._watchdog = Watchdog(patience.silence)
         self._ready_at = 0.0
         self._in_flight: dict[int, _InFlight] = {}
         self._handle: ReplicaHandle | None = None
@@ -134,10 +134,13 @@ class ReplicaRunner:
 
     async def _load_and_serve(self) -> None:
         try:
-            self._handle = await self._pool.start_replica(self._spec)
-            self.info = await self._handle.ready()
+            async with asyncio.timeout(self._patience.load):
+                self._handle = await self._pool.start_replica(self._spec)
+                self.info = await self._handle.ready()
         except ReplicaLoadError:
             raise
+        except TimeoutError as error:
+            raise ReplicaLoadError(f"it had not loaded after {self._patience.load:.0f} s") from error
         except Exception as error:  # no process, no Ray: it counts like a model that does not load
             log.exception("no replica", extra={"action": "start_failed", "pool": self._spec.name})
             raise ReplicaLoadError(f"a replica could not be started: {error!r}") from error
@@ -157,8 +160,8 @@ class ReplicaRunner:
 
     async def _watch(self, handle: ReplicaHandle) -> None:
         """Kill a replica that still runs and is as good as dead."""
-        self._watchdog = Watchdog(self._silence_seconds)
-        look_seconds = self._silence_seconds / _LOOKS_A_SILENCE
+        self._watchdog = Watchdog(self._patience.silence)
+        look_seconds = self._patience.silence / _LOOKS_A_SILENCE
         beat = asyncio.create_task(handle.beat())
         try:
             while True:

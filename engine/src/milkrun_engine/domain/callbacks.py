@@ -17,7 +17,7 @@ _STEPS = (
 _RESUME_STEPS = (1.0, 2.0, 5.0, 10.0, 30.0, _MINUTE, 2 * _MINUTE, 5 * _MINUTE)
 #: of a resume that came before the flow had suspended; the last one repeats
 _SUSPENDING_STEPS = (1.0, 2.0, 2.0, 3.0, 5.0, 5.0, 10.0, 10.0, 30.0, _MINUTE)
-_RESUME_SPAN = 75 * _HOUR
+_RESUME_SPAN = 75 * _HOUR  # about; counted in attempts, because a replay begins them anew
 _JITTER = 0.1
 MAX_SECRETS = 3
 
@@ -87,9 +87,9 @@ def next_delay(due: DueCallback, attempt: Attempt) -> float | None:
     steps: tuple[float, ...] = _STEPS
     made = due.attempts  # steps[0] follows the first attempt
     if due.kind is CallbackKind.prefect_resume:
-        if due.age_seconds > _RESUME_SPAN:
-            return None
         steps = _SUSPENDING_STEPS if attempt is Attempt.too_early else _RESUME_STEPS
+        if made * steps[-1] >= _RESUME_SPAN:
+            return None
         made = min(made, len(steps) - 1)
     if attempt in {Attempt.delivered, Attempt.unwanted} or made >= len(steps):
         return None

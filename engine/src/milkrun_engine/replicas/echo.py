@@ -8,8 +8,8 @@ takes that long, `die:` ends the process, `lie:KIND` breaks a replica's contract
 `foreign`, `utf8`, `nan`). The job's seed is no part of the answer, so equal
 rows of two jobs answer alike. With a regex it answers plain text.
 
-Engine arguments: `seconds_per_row` (the whole replica's pace; 0), `window_rows` (256),
-`handout_rows` (32), `context_tokens` (8192, counted in words). Where the environment names
+Engine arguments: `seconds_per_row` (the whole replica's pace; 0), `load_seconds` (until it is ready; 0),
+`window_rows` (256), `handout_rows` (32), `context_tokens` (8192, counted in words). Where the environment names
 a file in `MILKRUN_ECHO_LOG`, each executed row is appended to it at its start.
 """
 
@@ -52,11 +52,13 @@ class EchoReplica:
             pids=[os.getpid()],
             detail={"device": "none"},
         )
+        self._load_seconds = float(args.get("load_seconds", 0))
         self._free_at = 0.0  # when the pace lets the next row finish
         self._aborts: dict[int, asyncio.Event] = {}
         self._log: int | None = None
 
     async def start(self) -> ReplicaInfo:
+        await asyncio.sleep(self._load_seconds)
         if path := os.environ.get("MILKRUN_ECHO_LOG"):
             self._log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         return self._info
