@@ -168,8 +168,10 @@ class ReplicaRunner:
                 await asyncio.sleep(look_seconds)  # the time asked for counts, not what passed while this process slept
                 if beat.done():
                     if (error := beat.exception()) is not None:
-                        if isinstance(error, ReplicaDied):  # whoever runs rows on it hears by itself; idle ones do not
-                            self._lost(str(error))
+                        if not isinstance(error, ReplicaDied):  # else whoever runs rows on it hears by itself, too
+                            log.error("no beat", extra={"action": "beat_failed"}, exc_info=error)
+                            await handle.kill()
+                        self._lost(str(error) or type(error).__name__)
                         return
                     self._watchdog.heard()
                     beat = asyncio.create_task(handle.beat())

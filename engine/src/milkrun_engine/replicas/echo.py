@@ -4,9 +4,9 @@ The echo replica: a real process whose answers are a function of the request alo
 It makes every story fast without a model and lets a checker prove that no row was lost,
 doubled or mixed up. It obeys an instruction at the start of a row's last user text:
 `fail:CODE` ends in that row error (`invalid_row` when no code is given), `slow:SECONDS`
-takes that long, `die:` ends the process, `lie:KIND` breaks a replica's contract (`twice`,
-`foreign`, `utf8`, `nan`). The job's seed is no part of the answer, so equal
-rows of two jobs answer alike. With a regex it answers plain text.
+takes that long, `hog:MIB` needs so much memory, `die:` ends the process, `lie:KIND` breaks
+a replica's contract (`twice`, `foreign`, `utf8`, `nan`). The job's seed is no part of the
+answer, so equal rows of two jobs answer alike. With a regex it answers plain text.
 
 Engine arguments: `seconds_per_row` (the whole replica's pace; 0), `load_seconds` (until it is ready; 0),
 `window_rows` (256), `handout_rows` (32), `context_tokens` (8192, counted in words). Where the environment names
@@ -33,6 +33,7 @@ from milkrun_engine.replicas.instances import SchemaRejected, instance
 from milkrun_engine.replicas.requests import EMBEDDING, InvalidRequest, Request, constraint, merge
 
 _SLOW = re.compile(r"slow:(\d+(?:\.\d+)?)")
+_HOG = re.compile(r"hog:(\d+)")
 _LIE = re.compile(r"lie:(\w+)")
 _FAIL = re.compile(r"fail:\s*(\w*)")
 _DIMENSIONS = 8
@@ -115,6 +116,8 @@ class EchoReplica:
         text = _last_text(request)
         if text.startswith("die:"):
             os._exit(1)
+        if hog := _HOG.match(text):
+            bytearray(int(hog[1]) << 20)
         if failure := _FAIL.match(text):
             code = RowErrorCode.__members__.get(failure[1], RowErrorCode.invalid_row)
             return _error(row, code, "the row asked to fail")

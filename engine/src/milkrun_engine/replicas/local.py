@@ -11,8 +11,6 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import msgspec
-
 from milkrun_engine.domain.models import ModelSpec
 from milkrun_engine.replicas import frames, remains
 from milkrun_engine.replicas.base import HandOut, Outcome, ReplicaDied, ReplicaInfo, ReplicaLoadError
@@ -157,7 +155,7 @@ class LocalHandle:
         try:
             while (report := await frames.read_report(self._reader)) is not None:
                 self._take(report)
-        except msgspec.DecodeError:
+        except Exception:  # no report that can be read, or no memory for it: nobody hears this replica any more
             log.exception("a replica's report can't be read", extra={"action": "bad_report"})
             await self.kill()
         self._gone = True
