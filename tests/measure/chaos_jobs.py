@@ -3,6 +3,7 @@ The jobs of a chaos run: what they ask, who submits them while servers die, and 
 """
 
 import json
+import math
 import random
 import sqlite3
 import subprocess
@@ -218,7 +219,7 @@ def recovery_seconds(place: Place, kills: Sequence[float]) -> float:
         )
     times = sorted(kills)
     longest = 0.0
-    for at, following in zip(times, [*times[1:], float("inf")], strict=True):
+    for at, following in zip(times, [*times[1:], math.inf], strict=False):  # without a kill: none
         after = [row["committed_at"] for row in commits if row["created_at"] < at < row["committed_at"]]
         if after and min(after) < following:  # else it was killed again before it could
             longest = max(longest, min(after) - at)

@@ -47,14 +47,16 @@ REPLICA_SECONDS = 15.0  #: between deaths: a row that ran alone at two of them w
 WRITES = [point for point in Point if point.endswith(("_written", "_synced", "_renamed"))]
 
 
-def runs(minutes: float, databases: Iterable[str], *, but: Container[str]) -> Iterator[dict[str, Any]]:
+def runs(
+    minutes: float, databases: Iterable[str], *, but: Container[str] = (), seed: int = SEED
+) -> Iterator[dict[str, Any]]:
     """The mix over each database, with what came of it; but not the modes that are named."""
     for name in databases:
         if f"mix {name}" in but:
             continue
         with tempfile.TemporaryDirectory(prefix="milkrun-mix-") as folder:
-            result = _run(name, minutes * 60, SEED, Path(folder))
-            yield {"mode": f"mix {name}", "seed": SEED, "minutes": minutes, **result}
+            result = _run(name, minutes * 60, seed, Path(folder))
+            yield {"mode": f"mix {name}", "seed": seed, "minutes": minutes, **result}
 
 
 def _run(name: str, seconds: float, seed: int, folder: Path) -> dict[str, Any]:
@@ -69,7 +71,6 @@ def _run(name: str, seconds: float, seed: int, folder: Path) -> dict[str, Any]:
             time.sleep(chance.uniform(*PAUSES))
             world.revive()
             world.hurt(chance)
-        world.revive()
         world.await_ready()
         job_ids = callers.job_ids()
         client = world.clients[0]
@@ -129,9 +130,16 @@ class World:
                 engine.launch()
 
     def await_ready(self) -> None:
-        """Wait until every engine answers."""
+        """Wait until every engine answers; one that was starting when it lost its ledger is started again."""
         for engine in self._engines:
-            engine.await_ready()
+            while True:
+                self.revive()
+                try:
+                    engine.await_ready()
+                    break
+                except AssertionError:
+                    if engine.is_alive:
+                        raise
 
     def hurt(self, chance: random.Random) -> None:
         """One fault, and its end."""

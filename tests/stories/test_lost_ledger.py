@@ -2,6 +2,9 @@
 Between the engine and its Postgres: connections that are reset, fall silent, or are cut just behind a COMMIT.
 """
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,7 @@ import pytest
 from checker import Place, check_ledger, echo_answers, interruption, violations
 from checker.ledger import opened
 from stories.proxy import FaultProxy
-from stories.server import Server, wait_for
+from stories.server import KEY, Server, free_port, wait_for
 
 import milkrun as mr
 
@@ -124,3 +127,16 @@ def test_a_stop_does_not_wait_for_a_silent_database(serve_behind: Callable[..., 
     proxy.black_hole()
     server.stop()
     assert not any(replica.is_running() for replica in replicas)
+
+
+def test_an_engine_without_its_database_says_so(tmp_path: Path) -> None:
+    """One line with what to do, no traceback and no password."""
+    serve = [sys.executable, "-m", "milkrun_engine", "serve", "--replica", "echo", "--data-dir", str(tmp_path)]
+    url = f"postgresql://somebody:secret@127.0.0.1:{free_port()}/none"
+    environ = {**os.environ, "MILKRUN_DATABASE_URL": url, "MILKRUN_ADMIN_KEY": KEY}
+    done = subprocess.run(serve, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    assert 1 == done.returncode
+    [line] = done.stderr.splitlines()
+    assert line.startswith("milkrun serve: the ledger can't be opened: connection ")
+    assert line.endswith("(`milkrun doctor` looks at it closely)")
+    assert "secret" not in line

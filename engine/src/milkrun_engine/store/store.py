@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Select, select
+from sqlalchemy.exc import DBAPIError
 
 from milkrun_engine.domain.jobs import chunk_of_blob
 from milkrun_engine.store.callbacks import Callbacks
@@ -27,6 +28,10 @@ from milkrun_engine.store.tenants import Tenants
 _NAMES_AT_ONCE = 500  # a statement takes only so many parameters
 
 
+class LedgerAway(ConnectionError):
+    """The database does not answer, or not as one; the message says what it says."""
+
+
 class Store:
     """
     All verbs of the ledger, by noun. Blocking, thread-safe; each verb is one transaction.
@@ -34,11 +39,20 @@ class Store:
     Args:
         place: the SQLite file, or the URL of a Postgres database; made ready and migrated if need be.
         clock_offset_seconds: moves the ledger's clock, for tests.
+
+    Raises:
+        LedgerAway: the database does not answer.
+        LedgerTooNew: a newer version of the engine made it.
     """
 
     def __init__(self, place: Path | str, *, clock_offset_seconds: float = 0.0) -> None:
         self.database = connect(place, clock_offset_seconds=clock_offset_seconds)
-        migrate(self.database)
+        try:
+            migrate(self.database)
+        except DBAPIError as error:
+            self.close()
+            why = str(error.orig).splitlines()[0]
+            raise LedgerAway(f"the ledger can't be opened: {why} (`milkrun doctor` looks at it closely)") from error
         self.jobs = Jobs(self.database)
         self.controls = Controls(self.database)
         self.retries = Retries(self.database)
