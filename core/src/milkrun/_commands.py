@@ -32,7 +32,7 @@ from milkrun.wire import Job, OutputSchema
 
 _EXITS = "Exit codes: 0 ok, 1 error, 2 wrong usage, 3 the job failed, was cancelled or expired, 4 the wait timed out."
 _SHOWN_ROWS = 20
-_ID_WIDTH = 26
+_WIDE = 100  # columns of a terminal that has room for models, too
 _PIPED_WIDTH = 160  # nobody's window ends there
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 app = typer.Typer(
@@ -191,17 +191,29 @@ def jobs(
     if as_json:
         typer.echo(json.dumps([job.model_dump(mode="json") for job in found]))
         return
-    whole = Column("job", no_wrap=True, min_width=_ID_WIDTH)  # it is there to be copied
-    facts = [Column(name, no_wrap=True, min_width=len(name)) for name in ("status", "done", "failed", "created")]
-    rest = [Column(name, no_wrap=True, overflow="ellipsis") for name in ("model", "name")]
-    table = Table(whole, *facts, *rest, box=None)
-    for job in found:
-        total = "?" if job.rows_total is None else f"{job.rows_total:,}"
-        rows = f"{job.rows_done:,}/{total}"
-        created = f"{job.created_at.astimezone():%m-%d %H:%M}"
-        plain = (job.id, job.status.value, rows, str(job.rows_failed), created, job.model, job.name or "")
-        table.add_row(*map(escape, plain))
-    Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH).print(table)
+    console = Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH)
+    names = ["job", "status", "done", "failed", "created", "name"]
+    lines = [[job.id, job.status.value, _done(job), f"{job.rows_failed:,}", _short(job.created_at), job.name or ""]
+             for job in found]  # fmt: skip
+    if console.width >= _WIDE:
+        names.append("model")
+        lines = [[*line, job.model] for line, job in zip(lines, found, strict=True)]
+    widths = [max(map(len, cells)) for cells in zip(names, *lines, strict=True)]
+    # What is there to be copied and compared is shown whole; names and models give way.
+    columns = [Column(name, no_wrap=True, min_width=width if place < 5 else None, overflow="ellipsis")
+               for place, (name, width) in enumerate(zip(names, widths, strict=True))]  # fmt: skip
+    table = Table(*columns, box=None)
+    for line in lines:
+        table.add_row(*map(escape, line))
+    console.print(table)
+
+
+def _done(job: Job) -> str:
+    return f"{job.rows_done:,}/{'?' if job.rows_total is None else f'{job.rows_total:,}'}"
+
+
+def _short(instant: datetime) -> str:
+    return f"{instant.astimezone():%m-%d %H:%M}"
 
 
 @app.command()
