@@ -6,6 +6,7 @@ and so does an engine its Postgres.
 """
 
 import random
+import sqlite3
 import tempfile
 import time
 from collections import Counter
@@ -180,12 +181,20 @@ class World:
 
     def _frozen(self, process: psutil.Process, seconds: float) -> None:
         try:
-            process.suspend()
-            self._interruptions.append(interruption(self.place))
+            self._interruptions.append(self._suspended(process))
             time.sleep(seconds)
             process.resume()
         except psutil.NoSuchProcess:
             return
+
+    def _suspended(self, process: psutil.Process) -> Interruption:
+        """Freeze a process; returns what it holds."""
+        while True:
+            process.suspend()
+            try:
+                return interruption(self.place)
+            except sqlite3.OperationalError:  # it stopped with the log's own lock in its hand: nobody can read
+                process.resume()
 
     def _cut_off(self, chance: random.Random, engine: Server) -> None:
         self._break("callers", self._doors[self._engines.index(engine)], chance)
