@@ -10,12 +10,12 @@ import json
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from measure import chaos_kills
+from measure import chaos_kills, chaos_mix
 from measure.report import figures, say, table
 
 DATABASES = ("sqlite", "postgres")
@@ -38,12 +38,10 @@ def main() -> int:
     seeds = [options.only] if options.only is not None else _missing(options.results, options.runs)
     for result in _kill_runs(seeds, options.beside):
         _append(options.results, result)
-    if options.minutes:
-        from measure import chaos_mix
-
-        done = {result["mode"] for result in _results(options.results) if result.get("minutes", 0) >= options.minutes}
-        for result in chaos_mix.runs(options.minutes, options.databases, but=done):
-            _append(options.results, result)
+    done = {result["mode"] for result in _results(options.results) if result.get("minutes", 0) >= options.minutes}
+    for database in options.databases if options.minutes else ():
+        if f"mix {database}" not in done:
+            _append(options.results, mix_run(database, options.minutes))
     return report(_results(options.results))
 
 
@@ -59,13 +57,23 @@ def _kill_runs(seeds: list[int], beside: int) -> Iterator[dict[str, Any]]:
 
 
 def kill_run(seed: int) -> dict[str, Any]:
-    """One random-kill run on a new folder; a run that breaks off has a violation instead of figures."""
+    """One random-kill run."""
+    return {"mode": "kills", "seed": seed, **_result(lambda folder: chaos_kills.run(seed, folder))}
+
+
+def mix_run(database: str, minutes: float) -> dict[str, Any]:
+    """The long mix on one database."""
+    result = _result(lambda folder: chaos_mix.run(database, minutes, folder))
+    return {"mode": f"mix {database}", "seed": chaos_mix.SEED, "minutes": minutes, **result}
+
+
+def _result(run: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """Of a run on a new folder; one that breaks off has a violation instead of figures."""
     with tempfile.TemporaryDirectory(prefix="milkrun-chaos-") as folder:
         try:
-            result = chaos_kills.run(seed, Path(folder))
+            return run(Path(folder))
         except Exception as error:
-            result = {"violations": [f"the run broke off: {type(error).__name__}: {error}"]}
-    return {"mode": "kills", "seed": seed, **result}
+            return {"violations": [f"the run broke off: {type(error).__name__}: {error}"]}
 
 
 def _append(results: Path, result: dict[str, Any]) -> None:

@@ -130,6 +130,10 @@ class Callers:
         self._pool.shutdown()
         return [call.result() for call in self._calls]
 
+    def give_up(self) -> None:
+        """Begin no call any more; nothing, once all have ended."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
 
 def insist(call: Callable[[], Any]) -> Any:
     """What a caller gets who asks again for as long as nobody answers."""

@@ -43,6 +43,7 @@ def run(seed: int, folder: Path) -> dict[str, Any]:
         folder, pace=SECONDS_A_ROW, engine_args={"window_rows": WINDOW_ROWS, "handout_rows": WINDOW_ROWS // 4}
     )
     receiver = Receiver(folder)
+    callers: Callers | None = None
     try:
         with server, server.client() as client, server.watched() as feed:
             callers = Callers(plans, [client], receiver)
@@ -67,6 +68,8 @@ def run(seed: int, folder: Path) -> dict[str, Any]:
             kills = [cut.at for cut in server.interruptions]
             recovery = recovery_seconds(server.place, kills)
     finally:
+        if callers is not None:
+            callers.give_up()
         receiver.kill()
     return {
         "faults": dict(faults),

@@ -7,10 +7,9 @@ and so does an engine its Postgres.
 
 import random
 import sqlite3
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -48,25 +47,16 @@ REPLICA_SECONDS = 15.0  #: between deaths: a row that ran alone at two of them w
 WRITES = [point for point in Point if point.endswith(("_written", "_synced", "_renamed"))]
 
 
-def runs(
-    minutes: float, databases: Iterable[str], *, but: Container[str] = (), seed: int = SEED
-) -> Iterator[dict[str, Any]]:
-    """The mix over each database, with what came of it; but not the modes that are named."""
-    for name in databases:
-        if f"mix {name}" in but:
-            continue
-        with tempfile.TemporaryDirectory(prefix="milkrun-mix-") as folder:
-            result = _run(name, minutes * 60, seed, Path(folder))
-            yield {"mode": f"mix {name}", "seed": seed, "minutes": minutes, **result}
-
-
-def _run(name: str, seconds: float, seed: int, folder: Path) -> dict[str, Any]:
+def run(database: str, minutes: float, folder: Path, *, seed: int = SEED) -> dict[str, Any]:
+    """Mix for so long on an empty folder; what is left to chance follows from the seed, and from who was there."""
+    seconds = minutes * 60
     began = time.monotonic()
     chance = random.Random(seed)
     plans = [Plan.of(chance, number, seconds) for number in range(max(20, int(seconds / SECONDS_A_JOB)))]
     with ExitStack() as stack:
-        world = World(stack, name, folder)
+        world = World(stack, database, folder)
         callers = Callers(plans, world.clients, world.receiver)
+        stack.callback(callers.give_up)
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             time.sleep(chance.uniform(*PAUSES))
@@ -76,7 +66,7 @@ def _run(name: str, seconds: float, seed: int, folder: Path) -> dict[str, Any]:
         job_ids = callers.job_ids()
         client = world.clients[0]
         live = await_ends(client, job_ids)
-        say(f"{name}: all submitted, {live} not ended, judging")
+        say(f"{database}: all submitted, {live} not ended, judging")
         if not live:
             hurry_callbacks(world.place)
         verdict = judge(plans, world.evidence, job_ids)
