@@ -114,6 +114,13 @@ def test_an_older_engine_runs_all_rows_again(call: Any, engine: Any, build: Any,
     assert {"reuse", "max_failed_rows"} == {*asked} - {*again}
     assert again == {name: asked[name] for name in again}
     assert "until it is upgraded" in caplog.text
+    engine.jobs["job_1"] = build.job(status="succeeded", rows_failed=4)
+    reused = httpx.Response(
+        200, content=wire.Submitted(job=engine.jobs["job_1"], claim=1, cursor="c", reused=True).model_dump_json()
+    )
+    engine.faults = [build.problem(422, "invalid_request"), reused]
+    call.method("submit", ["a"], **options)
+    assert "never" == engine.sent()["reuse"], "else the same job would fail its caller for ever"
     engine.faults = [build.problem(422, "invalid_request") for _ in range(2)]
     with pytest.raises(mr.InvalidRequest):
         call.method("submit", ["a"], **options)

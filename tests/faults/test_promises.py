@@ -225,7 +225,10 @@ class WitnessedHandle:
     def __init__(self, handle: ReplicaHandle, pool: WitnessedPool) -> None:
         self._handle = handle
         self._pool = pool
+        self.placed = handle.placed
         self.ready: Callable[[], Any] = handle.ready
+        self.beat = handle.beat
+        self.kill = handle.kill
         self.abort = handle.abort
         self.stop = handle.stop
 

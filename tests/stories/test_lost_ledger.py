@@ -127,6 +127,8 @@ def test_a_stop_does_not_wait_for_a_silent_database(serve_behind: Callable[..., 
     proxy.black_hole()
     server.stop()
     assert not any(replica.is_running() for replica in replicas)
+    assert "Traceback" not in server.log.read_text().splitlines()[-1]
+    assert not (server.data_dir / "engine.json").exists()
 
 
 def test_an_engine_without_its_database_says_so(tmp_path: Path) -> None:

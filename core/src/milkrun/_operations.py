@@ -144,8 +144,13 @@ def _submitted(link: Link, request: wire.SubmitRequest, lines: list[bytes] | Non
     except InvalidRequest:
         if request.reuse is not Reuse.failed_rows:
             raise
+    allowed = request.max_failed_rows
     plainer = request.model_copy(update={"reuse": Reuse.inputs_match, "max_failed_rows": None})
     answer = yield from exchange(link, _requests.submit(plainer, lines))
+    known = _requests.read(wire.Submitted, answer)
+    if known.reused and allowed is not None and known.job.is_terminal and known.job.rows_failed > allowed:
+        anew = plainer.model_copy(update={"reuse": Reuse.never})
+        answer = yield from exchange(link, _requests.submit(anew, lines))
     log.warning("the engine does not know reuse='failed_rows': a retry runs all rows again until it is upgraded")
     return _requests.read(wire.Submitted, answer)
 

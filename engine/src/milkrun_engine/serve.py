@@ -16,6 +16,7 @@ import uvicorn
 from milkrun.local import EngineFile
 from milkrun_engine import __version__
 from milkrun_engine.app import Engine
+from milkrun_engine.dispatch.duty import repeat
 from milkrun_engine.lock import DataDirLock
 from milkrun_engine.settings import EngineSettings
 
@@ -90,17 +91,22 @@ async def _serve(settings: EngineSettings, listener: socket.socket, url: str) ->
         engine.refuse()
         server.should_exit = True
         await asyncio.gather(serving, return_exceptions=True)
-        await engine.stop()
-        (settings.data_dir / "engine.json").unlink(missing_ok=True)
+        try:
+            await engine.stop()
+        finally:
+            (settings.data_dir / "engine.json").unlink(missing_ok=True)
         log.info("engine stopped", extra={"action": "engine_stopped"})
 
 
 async def _stop_when_idle(engine: Engine, stopping: asyncio.Event) -> None:
     """A local engine ends when nobody has called for a while, no job is unfinished and no callback is due soon."""
     idle_seconds = engine.settings.idle_seconds
-    while True:
+
+    async def look() -> None:
         await asyncio.sleep(min(_IDLE_CHECK_SECONDS, idle_seconds))
         is_idle = engine.activity.idle_seconds >= idle_seconds
         if is_idle and not await engine.service.unfinished() and not await engine.service.undelivered():
             log.info("idle", extra={"action": "engine_idle", "seconds": idle_seconds})
             stopping.set()
+
+    await repeat("idle watch", look)

@@ -236,3 +236,48 @@ async def test_a_dropped_result_whose_outcome_is_unknown_leaves_its_file_to_the_
     assert len(files(world) - before) == 1
     assert waiter.is_set()
     assert {lease.job_id} == made.changed_jobs
+
+
+async def test_a_result_that_waits_long_for_the_ledger_is_no_left_over(
+    world: World, threads: Threads, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not even if somebody deletes it: it is written again."""
+    job_id = world.prepared(8)
+    [lease] = world.claim()
+    before = files(world)
+    sweeper = Sweeper(store=world.store, blobs=world.blobs, threads=threads)
+    with read_only(world):
+        recording = asyncio.create_task(recorder_of(world, threads).record(whole(world, lease)))
+        await until(lambda: len(caplog.records) >= 2)
+        [name] = files(world) - before
+        os.utime(world.blobs.path(name), (0, time.time() - 2 * DAY))
+        tries = len(caplog.records)
+        await until(lambda: len(caplog.records) >= tries + 2)
+        assert 0 == sweeper.sweep()
+        world.blobs.delete(name)
+    await recording
+    assert [8] == [world.job(job_id).rows_succeeded]
+    assert 8 == len(world.results(job_id))
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OperationalError("SELECT 1", {}, Exception("connection reset"))])
+async def test_what_may_pass_fails_no_job_in_preparation(
+    world: World, threads: Threads, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    job_id = world.submit(24).job.id
+    preparer = preparer_of(world, threads)
+    cut, times = preparer._cut, iter([True])
+
+    def fails_once(work: Any) -> Any:
+        if next(times, False):
+            raise error
+        return cut(work)
+
+    monkeypatch.setattr(preparer, "_cut", fails_once)
+    monkeypatch.setattr("milkrun_engine.dispatch.preparer._SAFETY_SECONDS", 0.01)
+    await preparer.run_once()
+    assert JobStatus.preparing is world.job(job_id).status
+    await asyncio.sleep(0.02)
+    await preparer.run_once()
+    world.run()
+    assert (JobStatus.succeeded, 24) == (world.job(job_id).status, world.job(job_id).rows_succeeded)

@@ -15,6 +15,7 @@ from milkrun_engine.dispatch.breaker import Breaker
 from milkrun_engine.dispatch.patience import Patience
 from milkrun_engine.dispatch.quarantine import Quarantine
 from milkrun_engine.dispatch.runner import ReplicaRunner
+from milkrun_engine.dispatch.watchdog import Watchdog
 from milkrun_engine.dispatch.work import MOST_BYTES, ChunkWork, Feed
 from milkrun_engine.domain.leases import Lease, Suspicion
 from milkrun_engine.domain.models import ModelSpec
@@ -40,8 +41,16 @@ class Handle:
         self.let = asyncio.Event()
         self.lives = True
         self.kills = 0
+        self.has_place = asyncio.Event()
+        self.has_place.set()
+        self.loads = True
+
+    async def placed(self) -> None:
+        await self.has_place.wait()
 
     async def ready(self) -> ReplicaInfo:
+        while not self.loads:
+            await asyncio.sleep(0.01)
         return ReplicaInfo(window_rows=8, handout_rows=8)
 
     async def run(self, handout: HandOut) -> AsyncIterator[list[Outcome]]:
@@ -86,7 +95,7 @@ class Place:
 class Bench:
     """One runner with its feed and quarantine."""
 
-    def __init__(self, handle: Handle | None, *, silence_seconds: float = 60.0) -> None:
+    def __init__(self, handle: Handle | None, *, silence_seconds: float = 60.0, load_seconds: float = 60.0) -> None:
         self.feed = Feed()
         self.quarantine = Quarantine(self.suspect, self.settled)
         self.breaker = Breaker(give_up_seconds=60)
@@ -95,7 +104,7 @@ class Bench:
         self.runner = ReplicaRunner(
             spec=ModelSpec(name="echo", weights="", replica="echo"), pool=Place(handle), feed=self.feed,
             quarantine=self.quarantine, breaker=self.breaker, host=self,
-            patience=Patience(load=60.0, silence=silence_seconds, give_up=60.0),
+            patience=Patience(load=load_seconds, silence=silence_seconds, give_up=60.0),
         )  # fmt: skip
 
     def wake(self) -> None:
@@ -253,3 +262,55 @@ async def test_a_chunk_whose_last_row_came_twice_is_committed_all_the_same() -> 
     async with bench.running():
         await until(lambda: handle.kills == 1)
         await until(lambda: bench.whole)
+
+
+async def test_only_loading_is_timed_not_the_wait_for_a_place() -> None:
+    handle = Handle()
+    handle.has_place.clear()
+    bench = Bench(handle, load_seconds=0.1)
+    async with bench.running():
+        await until(lambda: bench.runner.is_loading)
+        await asyncio.sleep(0.3)
+        assert (True, 0) == (bench.runner.is_loading, bench.breaker.failures)
+        handle.loads = False
+        handle.has_place.set()
+        await until(lambda: bench.breaker.failures > 0)
+        assert "had not loaded after" in bench.breaker.reason
+        handle.loads = True
+        await until(lambda: bench.runner.info is not None)
+
+
+async def test_an_engine_without_memory_for_a_hand_out_blames_nobody() -> None:
+    handle = Handle()
+    handle.let.set()
+    bench, work = Bench(handle), a_work(0)
+    honest, times = handle.answer, iter([True])
+
+    def fails_once(row: HandOutRow) -> list[Outcome]:
+        if next(times, False):
+            raise MemoryError
+        return honest(row)
+
+    handle.answer = fails_once
+    bench.feed.add(work)
+    async with bench.running():
+        await until(lambda: work.is_whole)
+    assert (0, {}, []) == (handle.kills, work.suspects, bench.reasons)
+
+
+async def test_a_watchdog_that_fails_is_begun_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    handle, times = Handle(), iter([True])
+    passed = Watchdog.passed
+
+    def fails_once(watchdog: Watchdog, seconds: float, *, rows_in_flight: int) -> str | None:
+        if next(times, False):
+            raise MemoryError
+        return passed(watchdog, seconds, rows_in_flight=rows_in_flight)
+
+    monkeypatch.setattr(Watchdog, "passed", fails_once)
+    bench, work = Bench(handle, silence_seconds=0.1), a_work(0)
+    bench.feed.add(work)
+    async with bench.running():
+        await until(lambda: bench.runner.rows_in_flight == 8)
+        handle.lives = False
+        await until(lambda: handle.kills == 1)

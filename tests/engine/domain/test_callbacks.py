@@ -34,10 +34,15 @@ def test_a_generic_one_is_tried_ten_times_over_75_hours() -> None:
 def test_a_resume_is_tried_soon_and_on_for_75_hours() -> None:
     first = [next_delay(replace(RESUME, attempts=made), Attempt.failed) for made in range(5)]
     assert [1.0, 2.0, 5.0, 10.0, 30.0] == first
-    late = replace(RESUME, attempts=899, age_seconds=74 * 3_600)
+    late = replace(RESUME, attempts=900, age_seconds=74 * 3_600)
     assert 300.0 == next_delay(late, Attempt.failed)
-    assert None is next_delay(replace(late, attempts=900), Attempt.failed)
-    assert 1.0 == next_delay(replace(RESUME, age_seconds=30 * 86_400), Attempt.failed), "one that is sent again"
+    assert None is next_delay(replace(late, age_seconds=76 * 3_600), Attempt.failed)
+
+
+def test_a_resume_that_is_sent_again_much_later_is_tried_for_hours() -> None:
+    again = [next_delay(replace(RESUME, attempts=made, age_seconds=30 * 86_400), Attempt.failed) for made in range(51)]
+    assert (1.0, None) == (again[0], again[50])
+    assert 3 <= sum(delay or 0 for delay in again) / 3_600 <= 5
 
 
 def test_a_flow_that_has_not_suspended_yet_is_tried_within_seconds_and_never_later_than_a_minute() -> None:

@@ -215,3 +215,16 @@ def test_rotation_adds_a_secret_to_what_is_not_delivered(world: World) -> None:
     } == secrets  # fmt: skip
     assert 1 == world.store.callbacks.replay_all(world.tenant, "http://one.test")
     assert 4 == sum(due.secrets[:2] == (new, old) for due in world.store.callbacks.due(9)) + 1
+
+
+def test_delivered_is_delivered_whoever_gave_up_meanwhile(world: World) -> None:
+    """An engine that froze behind its sending marks late; the other one had given up."""
+    world.prepared([None], callback=CALLBACK)
+    [due] = world.store.callbacks.due(9)
+    world.store.callbacks.mark(due.id, CallbackState.given_up, "the flow run is COMPLETED")
+    world.store.callbacks.mark(due.id, CallbackState.delivered, None)
+    assert ["delivered"] == [row.state for row in outbox(world)]
+    with pytest.raises(CallbackDelivered):
+        world.store.callbacks.replay(world.tenant, due.id)
+    world.prepared([None], callback=CALLBACK)
+    assert 1 == len(world.store.callbacks.due(9)), "others are still sent"

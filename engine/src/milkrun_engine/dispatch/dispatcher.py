@@ -127,7 +127,10 @@ class Dispatcher:
         self._deaf()
         try:
             await asyncio.gather(*(pool.stop() for pool in self.pools.values()))
-            async with asyncio.timeout(_GOODBYE_SECONDS):
-                await self._threads.write(self._store.chunks.release, self._owner)
+            try:
+                async with asyncio.timeout(_GOODBYE_SECONDS):
+                    await self._threads.write(self._store.chunks.release, self._owner)
+            except Exception:  # with a ledger that is away they end by themselves
+                log.warning("leases were not given back", exc_info=True, extra={"action": "goodbye_failed"})
         finally:  # also with a ledger that is away, which may be why
             await self._pool.stop()

@@ -91,8 +91,11 @@ class Leadership:
         try:
             await self._dismiss()
         finally:
-            async with asyncio.timeout(_GOODBYE_SECONDS):  # with a ledger that is away it ends by itself
-                await self._threads.elect(self._posts.leave, DISPATCHER, self._me)
+            try:
+                async with asyncio.timeout(_GOODBYE_SECONDS):
+                    await self._threads.elect(self._posts.leave, DISPATCHER, self._me)
+            except Exception:  # with a ledger that is away it ends by itself
+                log.warning("the post was not given up", exc_info=True, extra={"action": "goodbye_failed"})
 
     async def _appoint(self, term: int) -> None:
         crew = self._make_crew(term)

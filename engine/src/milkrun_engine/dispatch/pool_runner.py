@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 _ROUND_SECONDS = 1.0
 _MOST_CLAIMS = 16
 _GIVE_UP_CLAIMS = 64
+_MOST_READS = 5  # claims of a chunk whose rows the disk does not give
 _MOST_UNRECORDED_ROWS = 16 * CHUNK_ROWS_MAX  # a second's work of echo; commits take milliseconds
 
 
@@ -138,7 +139,8 @@ class PoolRunner:
             self._rate.idle()
             if time.monotonic() - self._worked_at >= self.spec.idle_seconds:
                 await self._stop_replicas()
-        if self._breaker.gave_up and self.state != "ready":  # one that is ready has yet to show what it can
+        # One that is ready has yet to show what it can, and one that loads has its own patience.
+        if self._breaker.gave_up and not any(runner.info or runner.is_loading for runner in self._runners):
             await self._give_up()
         else:
             await self._claim()
@@ -209,7 +211,12 @@ class PoolRunner:
         reached(Point.job_started)
         largest = 1
         for lease in leases:
-            work = await self._load(lease)
+            try:
+                work = await self._load(lease)
+            except (OSError, MemoryError):  # its lease ends unused, and it is claimed again; others go on
+                extra = {"action": "input_unread", "job_id": lease.job_id, "chunk": lease.number}
+                log.exception("a chunk's rows could not be read", extra=extra)
+                continue
             if work is None:
                 continue
             largest = max(largest, work.bytes)
@@ -225,7 +232,9 @@ class PoolRunner:
     async def _load(self, lease: Lease) -> ChunkWork | None:
         try:
             data = await self._threads.files(self._blobs.read, lease.input_blob, lease.input_sha256)
-        except BlobCorrupt as error:
+        except (BlobCorrupt, OSError) as error:
+            if isinstance(error, OSError) and lease.attempts < _MOST_READS:  # a disk that comes to itself again
+                raise
             extra = {"action": "input_corrupt", "job_id": lease.job_id, "chunk": lease.number}
             log.exception("a chunk's rows are damaged", extra=extra)
             fail = self._store.jobs.fail

@@ -9,6 +9,8 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 
+from sqlalchemy import exc
+
 from milkrun.status import JobKind, RowErrorCode
 from milkrun_engine.blobs import chunk_files, inputs
 from milkrun_engine.blobs.inputs import BadRow, Item
@@ -29,6 +31,8 @@ from milkrun_engine.store import Store
 
 log = logging.getLogger(__name__)
 _SAFETY_SECONDS = 5.0
+#: no room, no memory, and a ledger that is away: it is read again
+_MAY_PASS = (DiskFull, OSError, MemoryError, exc.OperationalError, exc.InterfaceError, exc.TimeoutError)
 _OPEN_INPUTS = 8
 
 
@@ -65,7 +69,7 @@ class Preparer:
             message = f"the input could not be read behind row {work.rows_read}: {error}"
             await self._fail(work, "input_unreadable", message)
             return
-        except (DiskFull, OSError) as error:  # it may pass
+        except _MAY_PASS as error:
             self._postpone(work, error)
             return
         except Exception as error:  # our own fault, and it would happen again: other jobs must not wait behind it
@@ -97,7 +101,7 @@ class Preparer:
         self._announce(work, window, recorded)
 
     def _postpone(self, work: Preparation, error: Exception) -> None:
-        """Let a job wait for a disk that is full, most likely; others may find room."""
+        """Let a job wait for what may pass, a full disk most likely; others may find room."""
         if isinstance(error, DiskFull):
             self.disk.note()
         extra = {"action": "prepare_postponed", "job_id": work.job_id}

@@ -47,7 +47,8 @@ class Recorder:
         may_be_recorded = False
         while not work.is_dropped:
             try:
-                if sha256 is None:
+                # What waits for the ledger longer than a day would be taken for a left-over of a crash.
+                if sha256 is None or not await self._threads.files(self._blobs.renew, blob):
                     sha256 = await self._threads.files(lambda: self._blobs.put(blob, chunk_files.write_result(rows)))
                 await self._commit(work, blob, sha256, counts)
             except Exception as error:

@@ -102,6 +102,7 @@ class ReplicaRunner:
         self._is_alone = False
         self._died: str | None = None
         self.info: ReplicaInfo | None = None
+        self.is_loading = False  #: or waits for its place
 
     def wake(self) -> None:
         """Look at the feed again."""
@@ -133,9 +134,11 @@ class ReplicaRunner:
             await self._stop_replica()
 
     async def _load_and_serve(self) -> None:
+        self.is_loading = True
         try:
+            self._handle = await self._pool.start_replica(self._spec)
+            await self._handle.placed()
             async with asyncio.timeout(self._patience.load):
-                self._handle = await self._pool.start_replica(self._spec)
                 self.info = await self._handle.ready()
         except ReplicaLoadError:
             raise
@@ -144,6 +147,8 @@ class ReplicaRunner:
         except Exception as error:  # no process, no Ray: it counts like a model that does not load
             log.exception("no replica", extra={"action": "start_failed", "pool": self._spec.name})
             raise ReplicaLoadError(f"a replica could not be started: {error!r}") from error
+        finally:
+            self.is_loading = False
         log.info("replica ready", extra={"action": "replica_ready", "pool": self._spec.name})
         self._ready_at = time.monotonic()
         self._host.wake()
@@ -153,6 +158,10 @@ class ReplicaRunner:
                 self._wake.clear()
                 self._refill(self._handle, self.info)
                 await wait_event(self._wake, _LOOK_SECONDS)
+                if watching.done() and self._died is None:  # an error of this process's own: it watches on
+                    extra = {"action": "watchdog_failed", "pool": self._spec.name}
+                    log.error("the watchdog failed", extra=extra, exc_info=watching.exception())
+                    watching = asyncio.create_task(self._watch(self._handle))
         finally:
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
@@ -244,6 +253,9 @@ class ReplicaRunner:
         except ReplicaDied as error:
             self._lost(str(error))
             return
+        except MemoryError:  # of this process: neither rows nor replica are to blame
+            log.exception("no memory for a hand-out", extra={"action": "hand_out_failed", "pool": self._spec.name})
+            await asyncio.sleep(_LOOK_SECONDS)
         except Exception as error:
             log.exception("a hand-out failed", extra={"action": "hand_out_failed", "pool": self._spec.name})
             self._lost(f"hand-out failed: {type(error).__name__}")

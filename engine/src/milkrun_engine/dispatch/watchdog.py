@@ -8,7 +8,7 @@ finish, with much more patience, because a row may be long: an engine that lives
 import statistics
 from collections import deque
 
-_STUCK_SILENCES = 30  # a row may take half an hour
+_STUCK_SILENCES = 30  # a row may take hours
 _STUCK_MEDIANS = 20
 _ROWS = 100  # the latest, whose median counts
 

@@ -17,7 +17,8 @@ _STEPS = (
 _RESUME_STEPS = (1.0, 2.0, 5.0, 10.0, 30.0, _MINUTE, 2 * _MINUTE, 5 * _MINUTE)
 #: of a resume that came before the flow had suspended; the last one repeats
 _SUSPENDING_STEPS = (1.0, 2.0, 2.0, 3.0, 5.0, 5.0, 10.0, 10.0, 30.0, _MINUTE)
-_RESUME_SPAN = 75 * _HOUR  # about; counted in attempts, because a replay begins them anew
+_RESUME_SPAN = 75 * _HOUR
+_RESUME_ATTEMPTS = 50  # at least, over some hours: one may be sent again much later
 _JITTER = 0.1
 MAX_SECRETS = 3
 
@@ -88,7 +89,7 @@ def next_delay(due: DueCallback, attempt: Attempt) -> float | None:
     made = due.attempts  # steps[0] follows the first attempt
     if due.kind is CallbackKind.prefect_resume:
         steps = _SUSPENDING_STEPS if attempt is Attempt.too_early else _RESUME_STEPS
-        if made * steps[-1] >= _RESUME_SPAN:
+        if due.age_seconds > _RESUME_SPAN and made >= _RESUME_ATTEMPTS:
             return None
         made = min(made, len(steps) - 1)
     if attempt in {Attempt.delivered, Attempt.unwanted} or made >= len(steps):

@@ -110,6 +110,15 @@ class ReplicaLoadError(Exception):
 class ReplicaHandle(Protocol):
     """The dispatcher's end of one replica. After `ReplicaDied` or a failed `ready` it is of no more use than `stop`."""
 
+    async def placed(self) -> None:
+        """
+        Wait until its process runs, for as long as others have its place.
+
+        Raises:
+            ReplicaLoadError: it can't be started.
+        """
+        ...
+
     async def ready(self) -> ReplicaInfo:
         """
         Wait until the model is loaded.

@@ -92,6 +92,9 @@ class LocalHandle:
         """Whether anything of the replica may still run."""
         return not self._tasks[1].done()
 
+    async def placed(self) -> None:
+        """See `ReplicaHandle`: there is always a place on this host."""
+
     async def ready(self) -> ReplicaInfo:
         """Wait until the model is loaded; see `ReplicaHandle`."""
         return await asyncio.shield(self._ready)

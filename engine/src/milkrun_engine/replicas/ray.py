@@ -14,6 +14,7 @@ import signal
 import threading
 from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 
@@ -34,6 +35,7 @@ from milkrun_engine.replicas.base import (
 from milkrun_engine.replicas.profiles import device, environment
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 _STOP_SECONDS = 15.0
 _LOOK_SECONDS = 1.0
 _RAY_CORE = {"raylet", "gcs_server"}
@@ -82,7 +84,9 @@ class RayPool:
 
     async def stop(self) -> None:
         """Stop every replica, then Ray."""
-        await asyncio.gather(*(handle.stop() for handle in self._handles))
+        ends = await asyncio.gather(*(handle.stop() for handle in self._handles), return_exceptions=True)
+        for error in filter(None, ends):
+            log.error("a replica could not be stopped", extra={"action": "stop_failed"}, exc_info=error)
         self._handles.clear()
         async with self._starting:
             await self._end_ray()
@@ -117,6 +121,7 @@ class RayHandle:
         self._data_dir = data_dir
         self._folder = remains.make(data_dir)
         self._info: ReplicaInfo | None = None
+        self._leader = 0  # of its process group, once it runs
         self.stopped = False
         self._actor = (
             ray.remote(_Host)
@@ -133,13 +138,14 @@ class RayHandle:
         self._group = self._actor.group.remote()  # answered before the load blocks the actor
         self._loading = self._actor.load.remote()
 
+    async def placed(self) -> None:
+        """Wait until Ray has found room for the actor; see `ReplicaHandle`."""
+        self._leader = await self._told(self._group)
+
     async def ready(self) -> ReplicaInfo:
         """Wait until the model is loaded; see `ReplicaHandle`."""
         if self._info is None:
-            try:
-                report = frames.decode_report(await self._loaded())
-            except _ray_errors() as error:
-                raise ReplicaLoadError(f"the actor of {self._spec.name} ended while loading") from error
+            report = frames.decode_report(await self._told(self._loading))
             if isinstance(report, frames.LoadFailed):
                 raise ReplicaLoadError(report.message)
             assert isinstance(report, frames.Ready)
@@ -147,16 +153,18 @@ class RayHandle:
             remains.note(self._folder, self._info.pids)
         return self._info
 
-    async def _loaded(self) -> bytes:
-        """Wait for the load; without its raylet the actor would never answer, nor Ray tell."""
-        loading = asyncio.ensure_future(_awaited(self._loading))
+    async def _told(self, reference: Awaitable[T]) -> T:
+        """Wait for what the actor says; without its raylet it would never answer, nor Ray tell."""
+        telling = asyncio.ensure_future(_awaited(reference))
         try:
-            while not (await asyncio.wait({loading}, timeout=_LOOK_SECONDS))[0]:
+            while not (await asyncio.wait({telling}, timeout=_LOOK_SECONDS))[0]:
                 if not await asyncio.to_thread(_ray_lives):
                     raise ReplicaLoadError(f"Ray ended while {self._spec.name} was loading")
-            return loading.result()
+            return telling.result()
+        except _ray_errors() as error:
+            raise ReplicaLoadError(f"the actor of {self._spec.name} ended while loading") from error
         finally:
-            loading.cancel()
+            telling.cancel()
 
     async def run(self, handout: HandOut) -> AsyncIterator[list[Outcome]]:
         """Run a hand-out; see `ReplicaHandle`. Leaving the loop early aborts it."""
@@ -193,17 +201,19 @@ class RayHandle:
 
         if self.stopped:
             return
-        group = 0
-        with contextlib.suppress(TimeoutError, *_ray_errors()):
-            async with asyncio.timeout(_STOP_SECONDS):
-                group = await self._group
+        group = self._leader
+        if not group:
+            with contextlib.suppress(TimeoutError, *_ray_errors()):
+                async with asyncio.timeout(_STOP_SECONDS):
+                    group = await self._group
         if self._info is not None:  # else it still loads, and would answer after that only
             with contextlib.suppress(TimeoutError, *_ray_errors()):
                 async with asyncio.timeout(_STOP_SECONDS):
                     await self._actor.stop.remote()
         if group:
             await asyncio.to_thread(remains.end, group, self._folder)
-        await asyncio.to_thread(ray.kill, self._actor)
+        with contextlib.suppress(*_ray_errors()):  # of a Ray that has ended, and was started anew
+            await asyncio.to_thread(ray.kill, self._actor)
         await asyncio.to_thread(remains.remove, self._folder, self._data_dir)
         self.stopped = True  # at the end: a stop that was cancelled is done again
 
@@ -295,7 +305,7 @@ def _stop_ray() -> None:
                 child.wait(0)
 
 
-async def _awaited(reference: Awaitable[bytes]) -> bytes:
+async def _awaited(reference: Awaitable[T]) -> T:
     return await reference
 
 

@@ -166,6 +166,8 @@ class VllmReplica:
             return _error(row, RowErrorCode.invalid_row, str(error))
         except _Refused as error:
             return _error(row, error.code, str(error))
+        except MemoryError:
+            os._exit(1)  # as where the kernel ends it: the row that needs too much is found among those in flight
         except Exception as error:
             if self._engine.errored:
                 os._exit(1)  # never `exit`: nothing here can be cleaned up any more

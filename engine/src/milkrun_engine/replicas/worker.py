@@ -73,8 +73,13 @@ async def _run(replica: Replica, handout: HandOut, writer: asyncio.StreamWriter)
 
 
 async def _beat(replica: Replica, writer: asyncio.StreamWriter) -> None:
-    await replica.beat()
-    writer.write(frames.pack(frames.Alive()))
+    try:
+        await replica.beat()
+        writer.write(frames.pack(frames.Alive()))
+    except ConnectionError:
+        pass  # the engine is gone: the command loop ends the process
+    except Exception:
+        os._exit(1)  # the engine would wait for this beat until it takes the replica for frozen
 
 
 def _end_with(engine: socket.socket, loaded: threading.Event, scratch: Path) -> None:

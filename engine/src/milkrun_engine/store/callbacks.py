@@ -54,6 +54,7 @@ class Callbacks:
             .add_columns(jobs.c.rows_total, jobs.c.rows_succeeded, jobs.c.rows_failed)
             .join_from(callbacks, jobs, jobs.c.id == callbacks.c.job_id)
             .where(callbacks.c.state == CallbackState.pending, callbacks.c.due_at <= self._database.now)
+            .where(jobs.c.callback.is_not(None))
             .where(callbacks.c.id.not_in(but), callbacks.c.receiver.not_in(not_to))
             .order_by(callbacks.c.due_at)
             .limit(limit)
@@ -72,9 +73,11 @@ class Callbacks:
             if state is CallbackState.delivered:
                 its_job = select(callbacks.c.job_id).where(callbacks.c.id == callback_id).scalar_subquery()
                 connection.execute(update(jobs).where(jobs.c.id == its_job).values(callback=None))
+            # An engine that slept over its mark may find that another has given up: delivered is delivered.
+            since = {CallbackState.pending, *([CallbackState.given_up] if state is CallbackState.delivered else [])}
             connection.execute(
                 update(callbacks)
-                .where(callbacks.c.id == callback_id, callbacks.c.state == CallbackState.pending)
+                .where(callbacks.c.id == callback_id, callbacks.c.state.in_(since))
                 .values(
                     state=state,
                     attempts=callbacks.c.attempts + 1,
