@@ -95,9 +95,16 @@ class Receiver:
 
 
 class Callers:
-    """Submits and cancels as planned, each call for as long as nobody answers."""
+    """Submits and cancels as planned, each call for as long as nobody answers, up to the patience in seconds."""
 
-    def __init__(self, plans: Sequence[Plan], clients: Sequence[mr.Milkrun], receiver: Receiver) -> None:
+    def __init__(
+        self,
+        plans: Sequence[Plan],
+        clients: Sequence[mr.Milkrun],
+        receiver: Receiver,
+        patience: float = PATIENCE_SECONDS,
+    ) -> None:
+        self._patience = patience
         self.plans = plans
         self._clients = clients
         self._receiver = receiver
@@ -118,11 +125,12 @@ class Callers:
                     idempotency_key=plan.key,
                     callback=mr.Callback(url=self._receiver.url) if plan.calls_back else None,
                 ).job.id
-            )
+            ),
+            self._patience,
         )
         if plan.cancel_after is not None:
             time.sleep(plan.cancel_after)
-            insist(lambda: client.cancel(job_id))
+            insist(lambda: client.cancel(job_id), self._patience)
         return job_id
 
     def job_ids(self) -> list[str]:
@@ -135,7 +143,7 @@ class Callers:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def insist(call: Callable[[], Any]) -> Any:
+def insist(call: Callable[[], Any], patience: float = PATIENCE_SECONDS) -> Any:
     """What a caller gets who asks again for as long as nobody answers."""
 
     def answer() -> Any:
@@ -144,7 +152,7 @@ def insist(call: Callable[[], Any]) -> Any:
         except (mr.RequestError, mr.EngineUnavailable):
             return None
 
-    return wait_for(answer, seconds=PATIENCE_SECONDS, what="an answer")[0]
+    return wait_for(answer, seconds=patience, what="an answer")[0]
 
 
 def await_ends(client: mr.Milkrun, job_ids: Sequence[str]) -> int:

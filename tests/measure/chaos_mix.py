@@ -19,6 +19,7 @@ import psutil
 from checker import Interruption, Place, gather, interruption
 from fix_postgres import serving
 from measure.chaos_jobs import (
+    PATIENCE_SECONDS,
     Callers,
     Plan,
     Receiver,
@@ -55,7 +56,7 @@ def run(database: str, minutes: float, folder: Path, *, seed: int = SEED) -> dic
     plans = [Plan.of(chance, number, seconds) for number in range(max(20, int(seconds / SECONDS_A_JOB)))]
     with ExitStack() as stack:
         world = World(stack, database, folder)
-        callers = Callers(plans, world.clients, world.receiver)
+        callers = Callers(plans, world.clients, world.receiver, seconds + PATIENCE_SECONDS)  # faults may hit on end
         stack.callback(callers.give_up)
         until = time.monotonic() + seconds
         while time.monotonic() < until:
