@@ -51,7 +51,7 @@ class Store:
             migrate(self.database)
         except DBAPIError as error:
             self.close()
-            why = str(error.orig).splitlines()[0]
+            why = next(iter(str(error.orig).splitlines()), type(error.orig).__name__)
             raise LedgerAway(f"the ledger can't be opened: {why} (`milkrun doctor` looks at it closely)") from error
         self.jobs = Jobs(self.database)
         self.controls = Controls(self.database)
