@@ -24,14 +24,16 @@ sys.path.insert(0, str(ROOT / "tests" / "environments"))
 
 import environments  # noqa: E402  # found by the line above, under any Python
 
-#: What pytest runs in each environment: the client alone, then everything beside the engine.
+#: What pytest runs beside the engine's own tests, by environment; the last are the stories of whole engines.
 TESTS = {
-    "core": ["tests/core"],
-    "airflow": ["tests/airflow_provider"],
-    "dagster": ["tests/dagster_integration"],
-    "prefect": ["tests/prefect_integration"],
+    "core": "tests/core",
+    "airflow": "tests/airflow_provider",
+    "dagster": "tests/dagster_integration",
+    "prefect": "tests/prefect_integration",
+    "engine": "tests/stories",
 }
-TESTS["engine"] = ["tests", *(f"--ignore={folder}" for name, [folder] in TESTS.items() if name != "core")]
+#: The client's tests run in both, alone and with an engine.
+ENGINE_TESTS = ["tests", *(f"--ignore={folder}" for name, folder in TESTS.items() if name != "core")]
 #: Sources that only their orchestrator's environment can check.
 TYPES = {
     "airflow": ["airflow_provider/src", "examples/airflow"],
@@ -63,12 +65,13 @@ def main() -> int:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="milkrun-tests-")))
         # The engine's own tests take as long as all the others, and both wait a lot: they run side by side.
-        engine = stack.enter_context(beside(pytest_in("engine", folder), folder / "engine.log"))
-        for name in TESTS:
-            if name != "engine":
-                good = step(f"tests in the {name} environment", pytest_in(name, folder), allowed)
-                failed += [] if good else [f"tests ({name})"]
-                print(f"    {counts(folder / f'{name}.xml')}", flush=True)
+        own = pytest_in("engine", folder / "own.xml", ENGINE_TESTS)
+        engine = stack.enter_context(beside(own, folder / "engine.log"))
+        for name, tests in TESTS.items():
+            report = folder / f"{name}.xml"
+            good = step(f"{tests} in the {name} environment", pytest_in(name, report, [tests]), allowed)
+            failed += [] if good else [f"{tests} ({name})"]
+            print(f"    {counts(report)}", flush=True)
         if failed:
             print(f"failed: {', '.join(failed)}", flush=True)
         print("--- tests in the engine environment, since then", flush=True)
@@ -76,10 +79,9 @@ def main() -> int:
     return 1 if failed or status not in allowed else 0
 
 
-def pytest_in(name: str, folder: Path) -> list[str]:
-    """Return the command that runs an environment's tests."""
-    report = f"--junit-xml={folder / name}.xml"
-    return [str(environments.python(name)), "-m", "pytest", report, *TESTS[name], *sys.argv[1:]]
+def pytest_in(name: str, report: Path, tests: list[str]) -> list[str]:
+    """Return the command that runs tests in an environment."""
+    return [str(environments.python(name)), "-m", "pytest", f"--junit-xml={report}", *tests, *sys.argv[1:]]
 
 
 @contextmanager
